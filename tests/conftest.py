@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from components import missing
+from running import Announcer, begun_first, channel_of
 
 # gRPC's core looks once, when it is imported; refused handshakes are what many tests are about.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -69,6 +70,15 @@ def public_packages() -> Iterator[str]:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Two workers for each core: most tests wait, for machines, servers and limits of time."""
     return 2 * len(os.sched_getaffinity(0))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch a worker's descriptors, or say what the workers do."""
+    config.pluginmanager.register(channel_of(config) or Announcer(config))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    begun_first(items)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -54,22 +54,25 @@ def unique_seconds() -> str:
     return str(10**6 + secrets.randbelow(10**6))
 
 
+def eventually(condition: Callable[[], object], seconds: float = 60.0) -> bool:
+    """Wait until the condition holds, and say whether it did within the limit."""
+    end = time.monotonic() + seconds
+    while not (holds := condition()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return bool(holds)
+
+
 def leftovers(home: Path, seconds: float = 10.0) -> list[str]:
     """Name what builds left in a store: in `builds` now, and in `removing` after a while."""
-    builds, removing = (_entries(home / name) for name in ("builds", "removing"))
-    end = time.monotonic() + seconds
-    while removing and time.monotonic() < end:
-        time.sleep(0.02)
-        removing = _entries(home / "removing")
-    return sorted(str(path) for path in (*builds, *removing) if path.is_dir())
+    builds = _entries(home / "builds")
+    eventually(lambda: not _entries(home / "removing"), seconds)
+    return sorted(str(path) for path in (*builds, *_entries(home / "removing")) if path.is_dir())
 
 
 def await_end_of_processes(home: Path, seconds: float = 30.0) -> None:
     """Wait until no process names a store: the cleanup process of a build outlives it, and writes there."""
-    end = time.monotonic() + seconds
-    while running := _naming(os.fsencode(home)):
-        assert time.monotonic() < end, running
-        time.sleep(0.02)
+    named = os.fsencode(home)
+    assert eventually(lambda: not _naming(named), seconds), _naming(named)
 
 
 def _naming(text: bytes) -> list[bytes]:

@@ -7,7 +7,6 @@ import json
 import re
 import time
 import tracemalloc
-from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -45,6 +44,7 @@ from firebuild_bootstrap.progress import (
 )
 from firebuild_bootstrap.sizes import human_size
 from firebuild_bootstrap.terminal import SafeOutput
+from support import eventually
 
 
 class Stream(io.StringIO):
@@ -247,13 +247,6 @@ def test_a_dumb_terminal_gets_no_colours_at_all() -> None:
 def plain_with_clock() -> tuple[io.BytesIO, PlainRenderer, list[float]]:
     out, now = io.BytesIO(), [0.0]
     return out, PlainRenderer(out, clock=lambda: now[0]), now
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 20
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
 
 
 def test_a_pipe_is_told_of_what_takes_more_than_a_second_while_it_lasts() -> None:

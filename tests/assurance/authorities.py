@@ -82,7 +82,7 @@ def vault(cleanup: ExitStack, place: Place) -> CA:
     scene = Scene.made(server.api, "pki")
     proxy = cleanup.enter_context(Proxy(server.port))
     section = scene.section(proxy.address, framework={"revoke_at_end": True}, **LIMITS)
-    during = [
+    during: list[tuple[str, Callable[[], object], Callable[[], object]]] = [
         ("seal", server.seal, server.unseal),
         ("kill", server.kill, server.start),
         ("suspend", server.process.suspend, server.process.resume),
@@ -114,15 +114,15 @@ def judge(ended: Ended, ca: CA) -> str:
 
 def build(effort: Effort, place: Place, name: str, ca: CA) -> None:
     """Build while the CA misbehaves from a random moment on; then build with the CA as it should be."""
-    words = (
+    words = [
         "build",
         "--no-cache",
         "--progress",
         "rawjson",
         "--config",
         str(place.directory / f"{name}.yaml"),
-    )
-    words += ("-f", str(place.context / "Dockerfile"), str(place.context))
+    ]
+    words += ["-f", str(place.context / "Dockerfile"), str(place.context)]
     what, do, undo = effort.chance.choice([("answers", None, None), ("answers", None, None), *ca.during])
     moment = effort.chance.random() * 3
     if do is None:

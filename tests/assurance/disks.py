@@ -67,7 +67,7 @@ class Failing:
 
     def mount(self) -> None:
         """Mount it, as it is."""
-        losetup = ["losetup", "--find", "--show", self._image]
+        losetup = ["losetup", "--find", "--show", str(self._image)]
         self._device = subprocess.run(losetup, check=True, capture_output=True, text=True).stdout.strip()
         subprocess.run(["mount", "-o", "errors=remount-ro", self._device, self.root], check=True)
 

@@ -9,10 +9,11 @@ import json
 import lzma
 import random
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import zstandard
 
@@ -103,7 +104,7 @@ PAX: Final = (
 def an_archive(chance: random.Random, outside: str) -> bytes:
     """Members by chance, then perhaps some damage; never with compression."""
     data = bytearray()
-    formats = (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)
+    formats: Sequence[Literal[1, 2]] = (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)
     tame = chance.random() < 0.5
     for _ in range(chance.randint(0, 12)):
         info, content = a_member(chance, outside, tame=tame)
@@ -201,17 +202,17 @@ class Mail:
 
     def goes_on(self, effort: Effort) -> None:
         """Have one archive after the other taken."""
-        works = {
-            "archives": lambda: self.hostile(way, an_archive),
-            "bombs": lambda: self.hostile(way, a_bomb),
-            "good archives": lambda: self.harmless(way),
+        works: dict[str, Callable[[str], None]] = {
+            "archives": partial(self.hostile, make=an_archive),
+            "bombs": partial(self.hostile, make=a_bomb),
+            "good archives": self.harmless,
         }
         while effort.goes_on():
             way = self._chance.choice(("base import", "base import", "images load", "images load", "ADD"))
             kind = self._chance.choice(
                 ("archives", "archives", "archives", "archives", "bombs", "good archives")
             )
-            effort.attempt(f"{kind} for {way}", works[kind])
+            effort.attempt(f"{kind} for {way}", partial(works[kind], way))
 
     def hostile(self, way: str, make: Callable[[random.Random, str], bytes]) -> None:
         """Have an archive taken that should better not be."""

@@ -347,8 +347,14 @@ def foreign_realms(town: Town) -> Behaviour:
 
 def realms_that_lie(town: Town) -> Behaviour:
     """Ask for a token of our own realm, which answers anything."""
-    answers = (b"", b"[]", b'{"token": 1}', b'{"token": "a\\r\\nX: y"}', b'{"token": "t", "expires_in": 1e999}', b"{" * 9999,
-               b'{"token": "\\ud800"}', b'{"token": "t", "expires_in": NaN}', b'{"access_token": "t"}')  # fmt: skip
+    answers = (
+        *(b"", b"[]", b'{"token": 1}', b'{"token": "a\\r\\nX: y"}', b"{" * 9999, b'{"token": "\\ud800"}'),
+        *(
+            b'{"token": "t", "expires_in": 1e999}',
+            b'{"token": "t", "expires_in": NaN}',
+            b'{"access_token": "t"}',
+        ),
+    )
 
     def answer(handler: Handler) -> None:
         if handler.path.startswith("/realm"):

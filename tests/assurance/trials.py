@@ -61,7 +61,7 @@ class Effort:
         return not self.counts or time.monotonic() < self._end
 
     def attempt(self, kind: str, what: Callable[[], object]) -> None:
-        """Try something once, and count it; any exception is a fault, and the trial goes on. Any thread may call.
+        """Try something once, and count it; an exception is a fault, and the trial goes on. Threads may call.
 
         Args:
             kind: what it is, in a few words; the number of kinds is small.

@@ -16,7 +16,7 @@ from cli.conftest import Cli, Done
 from firebuild_bootstrap.home import Home
 from registry.servers import CA, PASSWORD, USER, Handler, always, debian_registry, small_registry
 
-pytestmark = [pytest.mark.needs("userns"), pytest.mark.xdist_group("remote-cache")]
+pytestmark = [pytest.mark.long, pytest.mark.needs("userns"), pytest.mark.xdist_group("remote-cache")]
 
 STAGES = """\
 FROM base AS tools

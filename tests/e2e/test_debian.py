@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.root,
     pytest.mark.needs("userns", "mmdebstrap", "buildah"),
     pytest.mark.xdist_group("debian"),
+    pytest.mark.long,
     pytest.mark.timeout(600),
 ]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from support import Firebuild
+from support import Firebuild, eventually
 
 pytestmark = [pytest.mark.needs("userns")]
 
@@ -33,15 +33,6 @@ def running(pattern: str) -> list[int]:
         except OSError:
             continue
     return [pid for pid in found if pid != os.getpid()]
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 20) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 class Build:

@@ -7,22 +7,13 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from support import Firebuild
+from support import Firebuild, eventually
 
 pytestmark = pytest.mark.needs("bwrap", "busybox")
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    end = time.monotonic() + 60
-    while not (met := condition()) and time.monotonic() < end:
-        time.sleep(0.02)
-    return met
 
 
 def family(pid: int) -> set[int]:

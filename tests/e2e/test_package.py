@@ -13,7 +13,7 @@ import pytest
 
 from support import REPO, Firebuild
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("package")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600), pytest.mark.xdist_group("package")]
 
 
 @pytest.fixture(scope="module")

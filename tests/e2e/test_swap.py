@@ -17,7 +17,11 @@ from e2e import authorities
 from e2e.authorities import PROVIDERS, Backends
 from support import Firebuild
 
-pytestmark = [pytest.mark.needs("userns", "bao", "cfssl", "step-ca"), pytest.mark.xdist_group("swap")]
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.needs("userns", "bao", "cfssl", "step-ca"),
+    pytest.mark.xdist_group("swap"),
+]
 
 backends = authorities.backends
 DOCKERFILE = """\

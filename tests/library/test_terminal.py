@@ -9,9 +9,8 @@ import pty
 import re
 import select
 import threading
-import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -38,6 +37,7 @@ from firebuild_bootstrap.events import (
 )
 from firebuild_bootstrap.live import Log, TerminalRenderer
 from firebuild_bootstrap.terminal import SafeOutput, SafeStream, Screen, cells, fit
+from support import eventually
 
 RUN = StepStarted(step=2, total=2, instruction="RUN make", line=2)
 DONE = StepFinished(step=2, exit_code=0, seconds=1)
@@ -45,13 +45,6 @@ DONE = StepFinished(step=2, exit_code=0, seconds=1)
 
 def output(data: bytes, stream: str = "stdout") -> StepOutput:
     return StepOutput(step=2, stream="stdout" if stream == "stdout" else "stderr", data=data)
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 20
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
 
 
 def clocks() -> list[threading.Thread]:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from machine_external.api import FirecrackerApiStandIn
-from machine_external.tool import Tool, WatchedFile, debugfs, eventually, holds_build, mount, unmount
-from support import Firebuild
+from machine_external.tool import Tool, WatchedFile, debugfs, holds_build, mount, unmount
+from support import Firebuild, eventually
 
 pytestmark = [pytest.mark.needs("userns"), pytest.mark.needs("busybox")]
 SECRET = "PRIVATE KEY"
@@ -132,7 +132,7 @@ def test_a_firecracker_of_somebody_else_gets_them(start: Start, tool: Tool, tmp_
     api = FirecrackerApiStandIn(tmp_path / "fc.sock", tool)
     try:
         build = start({"metadata": {"firecracker_socket": str(tmp_path / "fc.sock")}})
-        eventually(lambda: bool(api.calls), "the metadata are written")
+        assert eventually(lambda: api.calls), "the metadata are not written"
         tool.start()
         assert tool.end() == 0
         assert build.end()[0] == 0
@@ -214,7 +214,7 @@ def test_a_killed_firebuild_leaves_neither_key_nor_drive(
     watched.until_written()
     build.process.kill()
     build.end()
-    eventually(lambda: firebuild.leftovers() == [], "the build's directory is removed")
+    assert eventually(lambda: firebuild.leftovers() == []), firebuild.leftovers()
     assert sorted(os.listdir(tmp_path)) == ["config.yaml", "context", "tool"]
 
 

@@ -5,21 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from firebuild_bootstrap.mmds import DataStore, MetadataEmulator
 from firebuild_bootstrap.sandbox import Bind, Sandbox, SandboxProcess, detect, find_runtime
 from guest.build import make_image
-
-
-def eventually(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} seconds: {what}"
-        time.sleep(0.02)
+from support import eventually
 
 
 def holds_build(document: Any) -> bool:
@@ -87,7 +79,7 @@ class WatchedFile:
         self._thread.start()
 
     def until_written(self) -> None:
-        eventually(lambda: bool(self.modes), f"{self._path} is written")
+        assert eventually(lambda: self.modes), f"{self._path} is not written"
 
     def close(self) -> None:
         self._stopping.set()

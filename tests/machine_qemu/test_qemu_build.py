@@ -28,12 +28,13 @@ from firebuild_bootstrap.machine.qemu.uplink import TUN
 from machine_qemu import lonely_host
 from machine_qemu.images import arguments, busybox_base
 from machine_qemu.kernels import require
-from machine_qemu.processes import eventually, is_running, machines_of
-from support import Firebuild, await_end_of_processes
+from machine_qemu.processes import is_running, machines_of
+from support import Firebuild, await_end_of_processes, eventually
 
 pytestmark = [
     pytest.mark.needs("userns", "e2fsck", "busybox"),
     pytest.mark.xdist_group("qemu"),
+    pytest.mark.long,
     pytest.mark.timeout(400),
 ]
 

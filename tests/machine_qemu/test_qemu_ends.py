@@ -1,4 +1,4 @@
-"""A virtual machine of `firebuild run` that does not end as it should: it is said in words, and nothing is left."""
+"""A virtual machine of `firebuild run` that ends otherwise than it should: words say so, nothing is left."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.machine.base import PublishedPort
 from firebuild_bootstrap.machine.qemu import publishing
 from firebuild_bootstrap.machine.qemu.publishing import Publisher
-from machine_qemu.processes import eventually
+from support import eventually
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ import pytest
 from firebuild_bootstrap.machine.qemu.uplink import TUN
 from machine_qemu import lonely_host
 from machine_qemu.kernels import require
-from machine_qemu.processes import eventually, is_running, machines_of
-from support import BIN, Firebuild, await_end_of_processes
+from machine_qemu.processes import is_running, machines_of
+from support import BIN, Firebuild, await_end_of_processes, eventually
 
 pytestmark = [
     pytest.mark.needs("userns", "busybox", "qemu"),

@@ -10,7 +10,7 @@ from baoserver import RaftCluster
 from pki_cluster.proxy import Proxy
 from pki_cluster.scene import Builds, Scene, failing
 
-pytestmark = [pytest.mark.needs("bao"), pytest.mark.xdist_group("raft")]
+pytestmark = [pytest.mark.long, pytest.mark.needs("bao"), pytest.mark.xdist_group("raft")]
 
 PATIENT = {"retry_for": "45s", "timeout": "5s"}
 

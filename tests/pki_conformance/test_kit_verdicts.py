@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import pytest
 
 # one run for all of them; on a machine that is busy with other tests it takes minutes
-pytestmark = [pytest.mark.xdist_group("kit-verdicts"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("kit-verdicts"), pytest.mark.timeout(900)]
 
 Verdicts = dict[str, dict[str, str]]
 """Test class -> test -> message, for the tests that did not pass."""

@@ -136,13 +136,18 @@ class Control:
         self.taken(count)
 
     def close(self) -> None:
-        """Release the descriptors."""
-        for descriptor in (self._wake_read, self._wake_write):
-            os.close(descriptor)
+        """Release the descriptors. Idempotent; the host may go on talking."""
+        with self._lock:
+            descriptors = self._wake_read, self._wake_write
+            self._wake_read = self._wake_write = -1
+            for descriptor in descriptors:
+                if descriptor >= 0:
+                    os.close(descriptor)
 
     def _wake(self) -> None:
-        with suppress(OSError):  # full, then it is awake; or closed, then nobody is left
-            os.write(self._wake_write, b"x")
+        with self._lock, suppress(BlockingIOError):  # it is full, then it is awake
+            if self._wake_write >= 0:  # once it is closed, the number is another file's
+                os.write(self._wake_write, b"x")
 
 
 class Attachment:

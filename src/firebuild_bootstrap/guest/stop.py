@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from .errors import GuestError
 
@@ -32,9 +32,9 @@ class Stop:
                 return
             self._reason = reason
             actions = list(self._actions)
+            if self._wake_write >= 0:  # once it is closed, the number is another file's
+                os.write(self._wake_write, b"x")
         self._event.set()
-        with suppress(OSError):
-            os.write(self._wake_write, b"x")
         for action in actions:
             action()
 
@@ -71,6 +71,10 @@ class Stop:
                 self._actions.remove(action)
 
     def close(self) -> None:
-        """Release the descriptors."""
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        """Release the descriptors. Idempotent; the end may still be asked for."""
+        with self._lock:
+            descriptors = self._wake_read, self._wake_write
+            self._wake_read = self._wake_write = -1
+            for descriptor in descriptors:
+                if descriptor >= 0:
+                    os.close(descriptor)

@@ -390,7 +390,8 @@ def _placed(message: str, binds: Sequence[Bind]) -> str:
     for bind in binds:
         if not bind.read_only:
             inside = rf"(?<![\w./-]){re.escape(bind.target)}/"
-            message = re.sub(inside, lambda _, source=bind.source: f"{source}/", message)
+            outside = f"{bind.source}/".replace("\\", r"\\")
+            message = re.sub(inside, outside, message)
             if any(words in message for words in _ROOM) and str(bind.source) not in message:
                 message = f"{bind.source}: {message}"
     return message

@@ -1,0 +1,130 @@
+"""What the suite does around its tests: their order, what it says of its time and of what it left out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import pytest
+
+# Seconds of one processor for a test on average, of a whole run on the machine of benchmarks/RESULTS.md.
+SECONDS_EACH = 0.16
+_PACE = "firebuild/seconds-each"
+# A part of the suite says little of the whole.
+_ENOUGH = 1000
+
+
+def begun_first(items: list[pytest.Item]) -> None:
+    """Put what is long in front: nobody waits at the end for a test that was begun last.
+
+    A group of `xdist_group` runs on one worker, one test after the other, and counts as a whole.
+    """
+    long = {_unit(item) for item in items if item.get_closest_marker("long")}
+    grouped = {item for item in items if item.get_closest_marker("xdist_group")}
+    items.sort(key=lambda item: 0 if _unit(item) in long else 1 if item in grouped else 2)
+
+
+def _unit(item: pytest.Item) -> object:
+    group = item.get_closest_marker("xdist_group")
+    return group.args[0] if group is not None else item.nodeid
+
+
+def minutes(tests: int, seconds_each: float, processors: int) -> str:
+    """Say how long so many tests take.
+
+    Args:
+        seconds_each: how long one takes a processor on average.
+    """
+    return f"{max(1, round(tests * seconds_each / processors / 60))} min"
+
+
+def reasons(skipped: Sequence[Any]) -> list[str]:
+    """Say why tests were skipped: how many for each reason, most first."""
+    counted = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    return [f"{count:6} {reason}" for reason, count in counted.most_common()]
+
+
+class Announcer:
+    """Says at the beginning about how long it takes, and at the end what was skipped; not in a worker."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._cache = getattr(config, "cache", None)  # pytest may run without
+        self._began = time.monotonic()
+        self._processors = len(os.sched_getaffinity(0))
+        self._tests = 0
+
+    def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
+        if self._tests or not ids:
+            return
+        self._tests = len(ids)
+        pace = self._cache.get(_PACE, None) if self._cache is not None else None
+        source = "at the pace of the last run here" if pace else "unless this machine is slow or busy"
+        expected = minutes(self._tests, pace or SECONDS_EACH, self._processors)
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_line(f"{self._tests} tests: about {expected}, {source}")
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self._tests >= _ENOUGH and self._cache is not None:
+            taken = time.monotonic() - self._began
+            self._cache.set(_PACE, taken * self._processors / self._tests)
+        skipped = terminalreporter.stats.get("skipped", [])
+        if skipped:
+            terminalreporter.section(f"{len(skipped)} skipped, and what would make them run")
+            for line in reasons(skipped):
+                terminalreporter.write_line(line)
+
+
+class Channel:
+    """A worker's descriptors to the process that gives it its tests, which no test may close or replace.
+
+    A test, or what it runs in this process, that closes a number twice may hit one of them. The worker then
+    waits for ever for its next test, long after the culprit has passed.
+
+    Args:
+        descriptors: which belong to the worker.
+    """
+
+    def __init__(self, descriptors: Sequence[int]) -> None:
+        self._kept = {number: (os.dup(number), _identity(number)) for number in descriptors}
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, None, None]:
+        yield
+        self.check()
+
+    def check(self) -> None:
+        """Fail when one of them is not what it was; it is restored, so that the failure can be told."""
+        replaced = [number for number, (_, identity) in self._kept.items() if _identity(number) != identity]
+        for number in replaced:
+            os.dup2(self._kept[number][0], number, inheritable=False)
+        if replaced:
+            numbers = ", ".join(map(str, replaced))
+            pytest.fail(f"this test closed or replaced descriptor {numbers}, which is the test worker's own")
+
+    def close(self) -> None:
+        """Close the copies."""
+        while self._kept:
+            os.close(self._kept.popitem()[1][0])
+
+
+def _identity(number: int) -> tuple[int, int] | None:
+    try:
+        found = os.fstat(number)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def channel_of(config: pytest.Config) -> Channel | None:
+    """Return the guard of this worker's descriptors; None in a process that is no worker."""
+    for plugin in config.pluginmanager.get_plugins():
+        if type(plugin).__name__ == "WorkerInteractor":  # of pytest-xdist
+            connection = plugin.channel.gateway._io
+            return Channel([connection.infile.fileno(), connection.outfile.fileno()])
+    return None

@@ -1,0 +1,117 @@
+"""The suite's own order, guard and messages."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from running import Channel, minutes, reasons
+from support import REPO
+
+
+def test_a_test_that_closes_a_descriptor_of_its_worker_fails_and_the_descriptor_is_restored() -> None:
+    reading, writing = os.pipe()
+    channel = Channel([reading, writing])
+    channel.check()
+    os.close(reading)
+    with pytest.raises(pytest.fail.Exception, match=f"closed or replaced descriptor {reading}, which"):
+        channel.check()
+    with open(os.devnull, "rb") as other:
+        os.dup2(other.fileno(), writing)
+    with pytest.raises(pytest.fail.Exception, match=f"closed or replaced descriptor {writing}, which"):
+        channel.check()
+    os.write(writing, b"restored")
+    assert os.read(reading, 100) == b"restored"
+    channel.check()
+    channel.close()
+    os.close(reading)
+    os.close(writing)
+
+
+PROJECT = """
+import os
+import pytest
+
+def guard():
+    return next(one for one in CONFIG.pluginmanager.get_plugins() if type(one).__name__ == "Channel")
+
+@pytest.fixture(autouse=True)
+def config(request):
+    global CONFIG
+    CONFIG = request.config
+
+@pytest.mark.parametrize("number", range(3))
+def test_short(number):
+    pass
+
+@pytest.mark.skip(reason="needs a moon: wait for the night")
+@pytest.mark.parametrize("number", range(2))
+def test_skipped(number):
+    pass
+
+@pytest.mark.xdist_group("one")
+def test_grouped():
+    pass
+
+@pytest.mark.long
+def test_long():
+    os.close(sorted(guard()._kept)[0])
+"""
+CONFTEST = """
+import pytest
+from running import Announcer, begun_first, channel_of
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "long: takes long")
+    channel = channel_of(config)
+    config.pluginmanager.register(channel or Announcer(config))
+
+def pytest_collection_modifyitems(items):
+    begun_first(items)
+"""
+
+
+def test_a_run_begins_with_what_is_long_names_the_culprit_and_says_what_is_left_out(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "test_project.py").write_text(PROJECT)
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    options = ["-p", "no:cacheprovider", "-v", "-n", "1", "--dist", "loadgroup", "--no-loadscope-reorder"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPO / "tests"), "PYTEST_ADDOPTS": "", "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "7 tests: about 1 min, unless this machine is slow or busy" in done.stdout
+    begun = [line for line in done.stdout.splitlines() if line.startswith("test_project.py::")]
+    assert [line.split("::")[1].partition("[")[0].partition("@")[0].strip() for line in begun][:3] == [
+        "test_long",
+        "test_grouped",
+        "test_short",
+    ]
+    assert "ERROR test_project.py::test_long - Failed: this test closed or replaced descriptor" in done.stdout
+    assert "5 passed, 2 skipped, 1 error" in done.stdout
+    assert "     2 needs a moon: wait for the night\n" in done.stdout
+
+
+def test_reasons_are_counted_and_those_of_most_tests_come_first() -> None:
+    reports = [SimpleNamespace(longrepr=("file", 1, f"Skipped: {reason}")) for reason in ("a", "b", "b")]
+    assert reasons(reports) == ["     2 b", "     1 a"]
+
+
+@pytest.mark.parametrize(
+    ("tests", "each", "processors", "said"),
+    [(11_000, 0.16, 2, "15 min"), (11_000, 0.16, 4, "7 min"), (10, 0.16, 2, "1 min")],
+)
+def test_the_minutes_are_those_of_all_processors(tests: int, each: float, processors: int, said: str) -> None:
+    assert minutes(tests, each, processors) == said
