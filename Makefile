@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROTO := src/firebuild_bootstrap/_proto
 
-.PHONY: demo test assurance check format proto tables docs lock package clean
+.PHONY: demo test assurance bench check format proto tables docs lock package clean
 
 demo: $(READY)
 	@$(BIN)/python examples/demo.py
@@ -15,6 +15,11 @@ test: $(READY)
 # The long tests, which take hours: all, or those of TRIALS="NAME …"; docs/assurance.md gets what they found.
 assurance: $(READY)
 	$(BIN)/python tests/assurance/run $(if $(SECONDS_EACH),--seconds $(SECONDS_EACH)) $(TRIALS)
+
+# Against other tools, and against the limits: all, or those of ONLY="NAME …"; QUICK=1 for one round of each.
+# benchmarks/RESULTS.md gets what they found.
+bench: $(READY)
+	$(BIN)/python -m benchmarks $(if $(QUICK),--rounds 1) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ONLY)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

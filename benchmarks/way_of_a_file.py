@@ -1,21 +1,23 @@
 """Whom a file of the build context meets between the Dockerfile and the guest's disk.
 
-    .venv/bin/python benchmarks/way_of_a_file.py
-
 A build of one COPY runs under a profiler, the host's part in this process and vminit's in its own. Every
-function of ours counts that is handed, or hands back, the file's name or content, in whatever it is wrapped.
+function of ours counts that is handed, or hands back, the file's name or content, in whatever it is
+wrapped.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from unittest import mock
 
+from benchmarks.shape import Benchmark, Row, Run
+
+MODULES: Final = Row("COPY of a file: modules that it meets", "limit that was set", "modules", 1.0)
+MOST: Final = 16
 NAME: Final = "needle-in-the-context"
 CONTENT: Final = b"the content of the needle"
 
@@ -147,15 +149,11 @@ def way_of_a_file(directory: Path) -> Way:
     return Way(frozenset(found), guest)
 
 
-def main() -> None:
-    """Print the way."""
-    with tempfile.TemporaryDirectory() as directory:
-        way = way_of_a_file(Path(directory))
-    for side, functions in (("host", way.host), ("guest", way.guest)):
-        for module, name in sorted(functions):
-            print(side, module, name)
-    print(f"{way.modules} modules: {way.told}")
+def measure(run: Run) -> None:
+    """Count once; it is the same each time."""
+    way = way_of_a_file(run.directory)
+    run.add(MODULES, way.modules, MOST)
+    run.note(way.told)
 
 
-if __name__ == "__main__":
-    main()
+BENCHMARK: Final = Benchmark("way-of-a-file", __doc__, (MODULES,), measure, rounds=1)

@@ -1,17 +1,11 @@
-"""Certificates from OpenBao: against a plain HTTP client, for many builds, and with a leader that is killed.
+"""Certificates from OpenBao, against a plain HTTP client.
 
-    .venv/bin/python benchmarks/vault_scale.py plain [--count 2000]
-    .venv/bin/python benchmarks/vault_scale.py node [--builds 1000] [--processes 8]
-    .venv/bin/python benchmarks/vault_scale.py cluster [--builds 1000] [--processes 8]
-
-The servers are real ones on this machine, so they share its processors with what is measured.
-
-`plain`: 2,000 guest certificates by 8 threads, from one node. The plain client makes the same keys and CSRs,
-POSTs the same JSON with urllib3 over as many connections, and looks at nothing that comes back. Both take
-turns in three rounds each; medians, by the clock and by the processor's time of this process.
-`node`: builds that log in, issue for server and guest and revoke their token, from one node with raft
-storage; once as `vault-setup` prepares it, once with no_store, batch tokens and `issuer` besides.
-`cluster`: the same from three nodes, whose leader is killed once half of the builds have begun.
+2,000 guest certificates by 8 threads, from one node with raft storage. The plain client makes the same keys
+and CSRs, POSTs the same JSON with urllib3 over as many connections, and looks at nothing that comes back;
+firebuild verifies each certificate besides: its path, names, key and use. The node is a real one on this
+machine, so it shares the processors with both clients, and what the path validation and the checks take is
+missing on the server. [At scale](../docs/scale.md) says what many builds at once ask of a node, and of
+three whose leader is killed.
 """
 
 from __future__ import annotations
@@ -19,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,21 +22,22 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 from urllib3 import PoolManager
 
+from baoserver import Api, RaftCluster, create_token
+from benchmarks.shape import Benchmark, Row, Run
 from firebuild_pki import CASettings, vault_setup
-from firebuild_pki.benching import Plan, Work, measure
+from firebuild_pki.benching import Plan, Work
+from firebuild_pki.benching import measure as issue
 from firebuild_pki.keys import generate_key, private_key_pem
 from firebuild_pki.x509 import make_csr
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-from baoserver import Api, RaftCluster, create_token
-
-ROUNDS: Final = 3
-DIRECTORY: Final = Path(tempfile.mkdtemp())
+COUNT: Final = 2000
 THREADS: Final = 8
+CLOCK: Final = Row(f"{COUNT:,} certificates by {THREADS} threads, one OpenBao node", "plain HTTP client")
+CPU: Final = Row("the same, the processor on this side", "plain HTTP client", "s CPU")
 BAO: Final = Path(sys.executable).parent / "bao"
 LEAN: Final = (
     "patch pki/roles/server no_store=true",
@@ -111,61 +104,56 @@ def plain_client(address: str, count: int) -> None:
         list(threads.map(one, range(count)))
 
 
-def plain(count: int) -> None:
-    """Compare with the plain client, in turns."""
-    with RaftCluster(scratch(), size=1) as node:
+def measure(run: Run) -> None:
+    """Have certificates signed by both, in turns."""
+    with mock.patch.dict(os.environ), RaftCluster(run.directory, size=1) as node:
         prepare(node)
         load = partial(settings, node.addresses, "token")
-        plan = Plan(Work.GUEST, count, THREADS)
 
-        def framework() -> None:
-            found = measure(load, plan)
+        def framework(count: int = COUNT) -> None:
+            found = issue(load, Plan(Work.GUEST, count, THREADS))
             assert not found.tally.errors, found.tally.errors
-            assert len(found.tally.certificates) == plan.count
+            assert len(found.tally.certificates) == count
 
-        measure(load, Plan(Work.GUEST, THREADS, THREADS))  # imports
-        rates: dict[str, list[tuple[float, float]]] = {"firebuild": [], "plain": []}
-        for _ in range(ROUNDS):
-            for name, action in (
-                ("firebuild", framework),
-                ("plain", lambda: plain_client(node.addresses[0], plan.count)),
-            ):
-                began, cpu = time.perf_counter(), time.process_time()
-                action()
-                rates[name].append(
-                    (
-                        plan.count / (time.perf_counter() - began),
-                        1000 * (time.process_time() - cpu) / plan.count,
-                    )
-                )
-        medians = {
-            name: [statistics.median(part) for part in zip(*found, strict=True)]
-            for name, found in rates.items()
-        }
-        for name, (rate, cpu) in medians.items():
-            print(f"{name}: {rate:.0f} certificates a second, {cpu:.2f} ms of the processor each")
-        print(f"ratio of the throughputs: {medians['firebuild'][0] / medians['plain'][0]:.2f}")
+        framework(THREADS)  # imports
+        for _ in range(run.rounds):
+            ours, theirs = cost(framework), cost(lambda: plain_client(node.addresses[0], COUNT))
+            run.add(CLOCK, ours[0], theirs[0])
+            run.add(CPU, ours[1], theirs[1])
 
 
-def node(builds: int, processes: int) -> None:
+def cost(action: Callable[[], None]) -> tuple[float, float]:
+    """Return the seconds of an action, by the clock and by the processor's time of this process."""
+    began, cpu = time.perf_counter(), time.process_time()
+    action()
+    return time.perf_counter() - began, time.process_time() - cpu
+
+
+BENCHMARK: Final = Benchmark("vault", __doc__, (CLOCK, CPU), measure, rounds=3, needs=("bao",))
+
+
+# --- many builds: docs/scale.md ------------------------------------------------------------------
+
+
+def node(directory: Path, builds: int, processes: int) -> None:
     """Builds from one node, and what stays in its store."""
     for lean in (False, True):
-        with RaftCluster(scratch(), size=1) as one:
+        with RaftCluster(directory, size=1) as one:
             prepare(one, lean=lean)
             before = stored(one)
-            found = measure(
+            found = issue(
                 partial(settings, one.addresses, lean=lean), Plan(count=builds, processes=processes)
             ).to_json()
             print(json.dumps({"no_store, batch tokens": lean, **found, "stored": growth(one, before)}))
 
 
-def cluster(builds: int, processes: int) -> None:
+def cluster(directory: Path, builds: int, processes: int) -> None:
     """Builds from three nodes, one of which dies."""
-    with RaftCluster(scratch()) as three:
+    with RaftCluster(directory) as three:
         prepare(three)
         three.wait_replicated()
         before = stored(three)
-        found = measure(
+        found = issue(
             partial(settings, three.addresses),
             Plan(count=builds, processes=processes),
             on_begun=killing(three, builds // 2),
@@ -182,11 +170,6 @@ def killing(nodes: RaftCluster, after: int) -> Callable[[int], None]:
             nodes.leader().kill()
 
     return on_begun
-
-
-def scratch() -> Path:
-    """A directory for the servers, removed at the end."""
-    return DIRECTORY
 
 
 def stored(nodes: RaftCluster) -> dict[str, int]:
@@ -212,19 +195,18 @@ def growth(nodes: RaftCluster, before: dict[str, int]) -> dict[str, int]:
 
 
 def main() -> None:
+    """Print what builds meet that log in, issue for server and guest and revoke their token.
+
+    `node`: from one node, as `vault-setup` prepares it, and with no_store, batch tokens and `issuer` besides.
+    `cluster`: from three nodes, whose leader is killed once half of the builds have begun.
+    """
     parser = argparse.ArgumentParser()
-    parser.add_argument("case", choices=("plain", "node", "cluster"))
-    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("case", choices=("node", "cluster"))
     parser.add_argument("--builds", type=int, default=1000)
     parser.add_argument("--processes", type=int, default=8)
     options = parser.parse_args()
-    try:
-        if options.case == "plain":
-            plain(options.count)
-        else:
-            {"node": node, "cluster": cluster}[options.case](options.builds, options.processes)
-    finally:
-        shutil.rmtree(DIRECTORY)
+    with tempfile.TemporaryDirectory() as directory:
+        {"node": node, "cluster": cluster}[options.case](Path(directory), options.builds, options.processes)
 
 
 if __name__ == "__main__":
