@@ -23,6 +23,7 @@ MODULES: Final = (
     "authorities",
     "clocks",
     "disks",
+    "escapes",
     "hostile_archives",
     "hostile_guest",
     "hostile_registry",
