@@ -36,7 +36,9 @@ from firebuild_pki.x509 import make_csr
 
 COUNT: Final = 2000
 THREADS: Final = 8
-CLOCK: Final = Row(f"{COUNT:,} certificates by {THREADS} threads, one OpenBao node", "plain HTTP client", goal=1.11)
+CLOCK: Final = Row(
+    f"{COUNT:,} certificates by {THREADS} threads, one OpenBao node", "plain HTTP client", goal=1.11
+)
 CPU: Final = Row("the same, the processor on this side", "plain HTTP client", "s CPU")
 BAO: Final = Path(sys.executable).parent / "bao"
 LEAN: Final = (

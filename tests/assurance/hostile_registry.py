@@ -122,7 +122,8 @@ class Town:
             server.name(MANIFEST, self.manifest, "1")
         self.image = f"{self.small.host}/app"
         self._context("from", f"FROM {self.image}:1\nCOPY f /f\n")
-        self.cache = f"type=registry,ref={self.small.host}/cache:1"
+        # The tags of this registry are those of all its repositories.
+        self.cache = f"type=registry,ref={self.small.host}/cache:records"
         self._digests = dict[str, str]()
         self._context("cached", "FROM scratch\nCOPY f /f\nCOPY g /g\nWORKDIR /w\n")
 

@@ -27,6 +27,13 @@ def test_names_that_lead_out_are_refused(root: Path, find: Find, name: str) -> N
     assert "leads out of the tree" in error_of(add(find, root, one_file(name=name))).message
 
 
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.REGTYPE])
+@pytest.mark.parametrize("name", [".", "a/.."])
+def test_the_root_of_an_archive_has_to_be_a_directory(root: Path, find: Find, name: str, kind: bytes) -> None:
+    data = tar(member("a"), member(name, kind, linkname="a"))
+    assert "is its root directory, but not as a directory" in error_of(add(find, root, data)).message
+
+
 @pytest.mark.parametrize("target", ["../../etc/shadow", "/etc/shadow", "later"])
 def test_a_hard_link_needs_a_name_before_it(root: Path, find: Find, target: str) -> None:
     data = tar(member("link", tarfile.LNKTYPE, linkname=target), member("later"))

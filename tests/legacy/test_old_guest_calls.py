@@ -257,9 +257,9 @@ def test_an_abort_without_marks_is_told_in_the_guests_words(serve: Any) -> None:
     old = OldCaller(running)
     old.ready()
     old.say(old.mark("B", 2))
-    old.abort("no more memory")
+    old.abort("no more\x1b[2J memory")
     outcome = running.outcome()
-    assert (outcome.message, outcome.step, ending_of(outcome)) == ("no more memory", 2, "aborted")
+    assert (outcome.message, outcome.step, ending_of(outcome)) == ("no more\\x1b[2J memory", 2, "aborted")
     assert [(event.step, event.exit_code) for event in running.of(StepFinished)] == [(2, 1)]
 
 

@@ -96,6 +96,8 @@ class Archive:
         name = reader.layer.name
         path = self._text(member.path, name)
         kind = member.kind
+        if not path and kind != tar.DIRECTORY:
+            raise self._error(f"{name!r} is its root directory, but not as a directory")
         if kind == tar.HARDLINK and member.linkname not in names:
             raise self._error(f"{name!r} is a hard link to {member.linkname!r}, which is not before it")
         index = reader.index

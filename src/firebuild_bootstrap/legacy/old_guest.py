@@ -24,6 +24,7 @@ from firebuild_bootstrap.errors import FirebuildError, GuestLost, InputError, St
 from firebuild_bootstrap.service.reporting import Outcome, failure
 from firebuild_bootstrap.service.session import Session, StepEvents
 from firebuild_bootstrap.values import dataclass
+from firebuild_pki.display import block
 
 from . import copying, scripts
 
@@ -409,8 +410,8 @@ class Progress:
 
     def _explained(self, mark: Mark) -> FirebuildError:
         if mark.step == 0:
-            return InputError(f"{_TOO_OLD}: {mark.value}", hint=_HINT)
-        return StepFailed(mark.value, step=mark.step)
+            return InputError(f"{_TOO_OLD}: {block(mark.value)}", hint=_HINT)
+        return StepFailed(block(mark.value), step=mark.step)
 
     # --- the end --------------------------------------------------------------------------------
 
@@ -439,7 +440,7 @@ class Progress:
         return StepFailed(f"the guest reported success, but step {step} was not seen to end", step=step)
 
     def _guess(self, text: str) -> FirebuildError:
-        text = text or "the guest gave no reason"
+        text = block(text) or "the guest gave no reason"
         if not self._ready:
             return InputError(f"{_TOO_OLD}, which needs a shell in it, /bin/sh: {text}", hint=_HINT)
         return StepFailed(text, step=self._step, hint=_NOT_UTF8 if _CUT_OFF.search(text) else None)
