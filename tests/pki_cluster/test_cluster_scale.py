@@ -1,6 +1,6 @@
 """Many builds at once, in several processes: what one node and a cluster that loses its leader make of them.
 
-`benchmarks/vault_scale.py` does the same with a thousand builds; its figures are in `docs/scale.md`.
+`benchmarks/vault.py` does the same with a thousand builds; its figures are in `docs/scale.md`.
 """
 
 from __future__ import annotations
