@@ -222,7 +222,9 @@ def _again(tag: Reference) -> str:
 
 
 def _unreadable(error: OSError | FirebuildError) -> Finding:
-    what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error.message
+    what = error.message if isinstance(error, FirebuildError) else str(error.strerror)
+    if isinstance(error, OSError) and error.filename:
+        what = f"{error.filename}: {what}"
     return Finding(f"{what}, so it can't be checked", "do that as the user whom the store belongs to")
 
 

@@ -69,7 +69,16 @@ class Jumps:
             "cache prune --older-than": ("cache", "prune", "--older-than", "100000h"),
             "images prune": ("images", "prune"),
             "images list": ("images", "list"),
-            "ca issue": ("ca", "issue", "--server", "a.example", "--guest", "b.example", "--out", out),
+            "ca issue": (
+                "ca",
+                "issue",
+                "--server",
+                "b1.a.example",
+                "--guest",
+                "guest.b1.a.example",
+                "--out",
+                out,
+            ),
             "ca check": ("ca", "check"),
             "store check": ("store", "check"),
         }

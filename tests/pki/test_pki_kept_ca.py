@@ -65,6 +65,28 @@ def test_a_successor_is_made_in_time_and_the_old_one_trusted_until_its_end(tmp_p
         assert parse_certificates(authority.trust_pem, "trust") == anchors[:1]
 
 
+def test_a_clock_that_is_ahead_for_a_while_costs_no_ca(tmp_path: Path) -> None:
+    clock = Clock()
+    with opened(tmp_path, clock, ca_lifetime="10d") as authority:
+        first = authority.trust_pem
+    clock.advance(days=400)
+    for _ in range(2):
+        with opened(tmp_path, clock, ca_lifetime="10d") as authority:
+            assert authority.trust_pem != first
+    clock.advance(days=-399)
+    for _ in range(2):
+        with opened(tmp_path, clock, ca_lifetime="10d") as authority:
+            assert authority.trust_pem == first
+            assert authority.issue(Profile.PEER, "web.example").trust_pem == first
+    assert os.listdir(tmp_path) == ["ca.pem"]
+
+
+def test_what_a_killed_process_has_begun_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".ca-x7").write_text("half a key")
+    opened(tmp_path).close()
+    assert os.listdir(tmp_path) == ["ca.pem"]
+
+
 @pytest.mark.parametrize("damage", ["", "nonsense", "key", "other"])
 def test_a_damaged_file_is_refused_and_never_replaced(tmp_path: Path, damage: str) -> None:
     opened(tmp_path / "other").close()

@@ -241,7 +241,10 @@ class LayerReader:
         missing -= have
         self._data, self._at = b"", 0
         if self._file_descriptor >= 0 and missing > PIECE:
-            os.lseek(self._file_descriptor, missing - 1, os.SEEK_CUR)
+            try:
+                os.lseek(self._file_descriptor, missing - 1, os.SEEK_CUR)
+            except OSError as error:  # farther than any file system goes
+                raise DamagedArchive("unexpected end of data") from error
             self._total += missing - 1
             missing = 1  # the last byte, which has to be there
         while missing:

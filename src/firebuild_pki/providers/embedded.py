@@ -41,7 +41,7 @@ _WITHOUT_INTERMEDIATE = frozenset({CAKeyType.ML_DSA_65, CAKeyType.ML_DSA_87})
 
 _A_DAY = timedelta(days=1)
 _A_YEAR = timedelta(days=365)
-_FILE = "ca.pem"
+_FILE, _FORMER, _UNFINISHED = "ca.pem", "ca-former.pem", ".ca-"
 _LEFT_AT_LEAST = 1 / 10
 
 
@@ -153,6 +153,7 @@ class _KeptCA:
         self._lifetime = lifetime
         self._backdate = backdate
         self._path = os.path.join(self._directory, _FILE)
+        self._former = os.path.join(self._directory, _FORMER)
 
     def load_or_make(self, now: datetime) -> tuple[Issuer, list[x509.Certificate]]:
         """Return the CA, and the roots before it that are still valid.
@@ -165,6 +166,9 @@ class _KeptCA:
                 if not os.path.exists(self._path):
                     return self._make(now, [])
                 key, roots = self._load()
+                if roots[0].not_valid_before_utc > now and os.path.exists(self._former):
+                    os.replace(self._former, self._path)  # the clock was ahead when it was replaced
+                    key, roots = self._load()
                 roots = [root for root in roots if root.not_valid_after_utc > now]
                 if roots and roots[0].not_valid_after_utc - now > self._lifetime * _LEFT_AT_LEAST:
                     return Issuer(roots[0], key), roots[1:]
@@ -183,6 +187,9 @@ class _KeptCA:
         try:
             self._must_be_own(os.fstat(descriptor))
             fcntl.flock(descriptor, fcntl.LOCK_EX)  # held for some milliseconds, while a key is made
+            for name in os.listdir(descriptor):
+                if name.startswith(_UNFINISHED):  # whoever wrote it was killed
+                    os.unlink(name, dir_fd=descriptor)
             yield
         finally:
             os.close(descriptor)
@@ -221,12 +228,16 @@ class _KeptCA:
         (key,) = make_ca_keys(self._key_type, 1)
         validity = Validity.starting(now, self._lifetime, backdate=self._backdate)
         root = make_root(key, validity, with_intermediate=False, constraints=None)
-        descriptor, name = tempfile.mkstemp(dir=self._directory)  # mode 0600
+        descriptor, name = tempfile.mkstemp(prefix=_UNFINISHED, dir=self._directory)  # mode 0600
         try:
             with open(descriptor, "wb") as file:
                 file.write(private_key_pem(key) + to_pem([root.certificate, *older]))
                 file.flush()
                 os.fsync(descriptor)
+            if not older and os.path.exists(self._path):  # it has ended, unless the clock is ahead
+                with suppress(FileNotFoundError):
+                    os.unlink(self._former)
+                os.link(self._path, self._former)
             os.replace(name, self._path)
         except BaseException:
             os.unlink(name)
