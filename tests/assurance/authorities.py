@@ -6,7 +6,6 @@ import json
 import random
 import re
 import subprocess
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -82,10 +81,17 @@ def vault(cleanup: ExitStack, place: Place) -> CA:
     scene = Scene.made(server.api, "pki")
     proxy = cleanup.enter_context(Proxy(server.port))
     section = scene.section(proxy.address, framework={"revoke_at_end": True}, **LIMITS)
+
+    def suspend() -> None:
+        server.process.suspend()  # after a kill it is another process
+
+    def resume() -> None:
+        server.process.resume()
+
     during: list[tuple[str, Callable[[], object], Callable[[], object]]] = [
         ("seal", server.seal, server.unseal),
         ("kill", server.kill, server.start),
-        ("suspend", server.process.suspend, server.process.resume),
+        ("suspend", suspend, resume),
     ]
     return CA(section, scene.environ, proxy, during, [scene.login.secret_id, server.root_token])
 
@@ -133,16 +139,15 @@ def build(effort: Effort, place: Place, name: str, ca: CA) -> None:
     started = place.start(*words, environ=ca.environ)
     with suppress(subprocess.TimeoutExpired):
         started.process.wait(moment * effort.chance.choice([0, 1]))
+    do()
     if effort.chance.random() < 0.5:
-        do()
         ended = started.end()
         undo()
     else:  # it comes back meanwhile
-        do()
-        timer = threading.Timer(effort.chance.random() * 4, undo)
-        timer.start()
+        with suppress(subprocess.TimeoutExpired):
+            started.process.wait(effort.chance.random() * 4)
+        undo()
         ended = started.end()
-        timer.join()
     effort.counts[f"{name}, {what}: {judge(ended, ca)}"] += 1
     again = place.start(*words, environ=ca.environ).end().in_words()
     assert again.status == 0, str(again)
