@@ -14,7 +14,12 @@ TRIALS = load()
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.needs(*each.needs)) for name, each in TRIALS.items()]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.needs(*each.needs))
+        for name, each in TRIALS.items()
+        if each.in_suite
+    ],
 )
 def test_a_short_form_finds_nothing(name: str, tmp_path: Path) -> None:
     effort = Effort(tmp_path, seconds=5, seed=time.time_ns())

@@ -88,13 +88,15 @@ class Trial:
     """How long it goes on, unless it is told."""
     needs: tuple[str, ...]
     """Components of the machine (components.py)."""
+    in_suite: bool
+    """Whether a short form runs with the tests."""
 
 
 TRIALS: Final[dict[str, Trial]] = {}
 
 
 def trial(
-    name: str, what: str, *, seconds: float = 300, needs: tuple[str, ...] = ()
+    name: str, what: str, *, seconds: float = 300, needs: tuple[str, ...] = (), in_suite: bool = True
 ) -> Callable[[Callable[[Effort], None]], Callable[[Effort], None]]:
     """Make a function a trial.
 
@@ -103,10 +105,11 @@ def trial(
         what: it tries, for the table: a noun phrase.
         seconds: how long it goes on, unless it is told.
         needs: components of the machine (components.py).
+        in_suite: whether a short form runs with the tests.
     """
 
     def register(run: Callable[[Effort], None]) -> Callable[[Effort], None]:
-        TRIALS[name] = Trial(name, what, run, seconds, needs)
+        TRIALS[name] = Trial(name, what, run, seconds, needs, in_suite)
         return run
 
     return register

@@ -132,6 +132,13 @@ def test_what_gnu_tar_writes_in_any_format_comes_out_the_same(
     assert as_layer(unpacked(archive, tmp_path / "out")) == as_layer(plain_tree)
 
 
+@pytest.mark.parametrize("size", [1 << 33, 1 << 62, (1 << 63) - 1])
+def test_a_file_that_is_longer_than_its_archive_is_damage(tmp_path: Path, size: int) -> None:
+    (tmp_path / "archive").write_bytes(header("a", size=size) + bytes(1024))
+    with open(tmp_path / "archive", "rb") as file, pytest.raises(DamagedArchive, match="unexpected end"):
+        list(LayerReader(file))
+
+
 @pytest.mark.parametrize("form", SPARSE)
 def test_holes_in_any_format_of_gnu_tar_come_out_as_holes(tmp_path: Path, form: str) -> None:
     (tmp_path / "t").mkdir()
