@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ TRIALS = load()
     ],
 )
 def test_a_short_form_finds_nothing(name: str, tmp_path: Path) -> None:
-    effort = Effort(tmp_path, seconds=5, seed=time.time_ns())
+    effort = Effort(tmp_path, seconds=5)  # the same seed each time: what is found elsewhere gets a test
     TRIALS[name].run(effort)
     assert effort.counts
     assert effort.faults == []
