@@ -97,6 +97,9 @@ class _Layers:
 # --- a hostile guest ------------------------------------------------------------------------------
 
 
+_SILENCE: Final = 2.0
+
+
 def hostile_guest(data: bytes) -> None:
     """Serve a guest that says anything in any order.
 
@@ -131,7 +134,9 @@ def hostile_guest(data: bytes) -> None:
 
 def _until_silent(said: queue.SimpleQueue[bytes | None], session: Session) -> Iterator[bytes]:
     """Yield what is said; then the build ends, as it does some seconds later where times are supervised."""
-    yield from iter(said.get, None)
+    with suppress(queue.Empty):  # both wait for the other
+        while (data := said.get(timeout=_SILENCE)) is not None:
+            yield data
     session.fail(InputError("the fuzzer has nothing more to say"))
 
 

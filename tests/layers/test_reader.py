@@ -139,6 +139,13 @@ def test_a_file_that_is_longer_than_its_archive_is_damage(tmp_path: Path, size: 
         list(LayerReader(file))
 
 
+def test_an_attribute_whose_name_no_kernel_takes_is_damage() -> None:
+    info = tarfile.TarInfo("a")
+    info.pax_headers = {"SCHILY.xattr.user.a\0b": "c"}
+    with pytest.raises(DamagedArchive, match="'a' has an extended attribute with a NUL in its name"):
+        names(info.tobuf(tarfile.PAX_FORMAT) + bytes(1024))
+
+
 @pytest.mark.parametrize("form", SPARSE)
 def test_holes_in_any_format_of_gnu_tar_come_out_as_holes(tmp_path: Path, form: str) -> None:
     (tmp_path / "t").mkdir()

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 from typing import Final, NamedTuple
 
@@ -358,7 +358,7 @@ class LayerReader:
             size,
             link,
             device,
-            {key[len(XATTR) :]: records[key] for key in records if key.startswith(XATTR)},
+            _attributes(name, records),
             regions,
         )
 
@@ -416,6 +416,13 @@ class LayerReader:
             if len(rest.rstrip(b"\0")) > 20 and (not numbers or len(numbers) <= 2 * numbers[0]):
                 raise DamagedArchive("the map of a sparse file makes no sense")
         return numbers[1 : 1 + 2 * numbers[0]], used
+
+
+def _attributes(name: str, records: Mapping[str, bytes]) -> dict[str, bytes]:
+    found = {key[len(XATTR) :]: records[key] for key in records if key.startswith(XATTR)}
+    if any("\0" in attribute for attribute in found):
+        raise DamagedArchive(f"{name!r:.200} has an extended attribute with a NUL in its name")
+    return found
 
 
 def clean_path(name: str) -> str:
