@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from support import OPENRC, step_ca_program
@@ -75,6 +76,7 @@ _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
         _program("qemu-system-x86_64"),
         "apt install qemu-system-x86; sudo tests/initramfs/fetch kernel",
     ),
+    "atheris": (lambda: find_spec("atheris") is not None, "pip install atheris"),
     "faketime": (FAKETIME.exists, "apt install libfaketime"),
     "curl": (_program("curl"), "apt install curl"),
     "ip": (_program("ip"), "apt install iproute2"),

@@ -24,6 +24,7 @@ MODULES: Final = (
     "clocks",
     "disks",
     "escapes",
+    "fuzzed",
     "hostile_archives",
     "hostile_guest",
     "hostile_registry",

@@ -85,8 +85,16 @@ def run(stage: StageState, instruction: Instruction) -> Operation:
     )
 
 
+def _marker(word: str) -> DockerfileHeredoc | None:
+    """Read `<<NAME`; a word whose quotes or numbers are wrong is none, and whoever expands it says so."""
+    try:
+        return parse_heredoc(word)
+    except ValueError:
+        return None
+
+
 def _is_only_heredoc(instruction: Instruction) -> bool:
-    return parse_heredoc(instruction.args[0]) is not None
+    return _marker(instruction.args[0]) is not None
 
 
 def _shell_text(instruction: Instruction) -> str:
@@ -182,7 +190,7 @@ def check_copy(instruction: Instruction) -> None:
             f"{instruction.keyword}: expected a source and a destination, "
             f"found {short(instruction.operands)!r}"
         )
-    if not instruction.json and parse_heredoc(instruction.args[-1]):
+    if not instruction.json and _marker(instruction.args[-1]):
         raise instruction.error(f"{instruction.keyword}: the destination can't be a heredoc")
 
 
@@ -202,7 +210,7 @@ class _Sources:
         bodies = {heredoc.name: heredoc for heredoc in self.instruction.heredocs}
         sources: list[FileSet] = []
         for word in words:
-            marker = parse_heredoc(word) if bodies else None
+            marker = _marker(word) if bodies else None
             if marker is not None and (heredoc := bodies.get(marker.name)):
                 text = _body(heredoc)
                 sources.append(Heredoc(heredoc.name, self.expander.body(text) if heredoc.expand else text))
