@@ -61,7 +61,7 @@ def test_a_service_that_never_comes_up_is_an_error_after_the_time_given(tmp_path
         now[0] += seconds
 
     client = MetadataClient(f"unix:{tmp_path}/none", timeout=3, clock=lambda: now[0], sleep=sleep)
-    with pytest.raises(InputError, match="did not answer within 3 seconds: FileNotFoundError"):
+    with pytest.raises(InputError, match="did not answer within 3 s: FileNotFoundError"):
         client.read()
     assert 3 <= now[0] < 4
 
@@ -160,7 +160,7 @@ def test_a_broken_answer_is_tried_again(faulty: http.server.HTTPServer) -> None:
         ([(404, b""), (200, b'["SECRETWORD"]')], "is not a JSON object"),
         ([(404, b""), (200, b"[" * 100_000 + b"SECRETWORD")], "is not a JSON object"),
         ([(404, b""), (200, b"x" * (4 * 1024 * 1024 + 1))], "more than 4194304 bytes"),
-        ([(500, b"SECRETWORD")], "did not answer within 0.5 seconds"),
+        ([(500, b"SECRETWORD")], "did not answer within 0.5 s"),
     ],
 )
 def test_faults_are_sentences_without_the_document(

@@ -83,7 +83,7 @@ def test_wrong_bytes_are_refused_and_not_kept(blobs: BlobStore) -> None:
         writer.commit()
     assert parts(blobs) == []
     with (
-        pytest.raises(BlobError, match="is longer than the 7000 bytes that were announced"),
+        pytest.raises(BlobError, match="is longer than 7000 bytes, as was announced"),
         blobs.writer(blob) as writer,
     ):
         writer.write(DATA)

@@ -179,7 +179,7 @@ def test_a_full_drive_ends_the_build_and_stays_clean(machine: Machine, context: 
 def test_nobody_at_the_metadata_address_ends_the_machine(machine: Machine, context: Path) -> None:
     report, _ = boot(machine, context, ["RUN true"], metadata="none")
     assert (report.status, report.exit) == ("failed", 2)
-    assert "the metadata service at http://169.254.169.254 did not answer within 5 seconds" in report.message
+    assert "the metadata service at http://169.254.169.254 did not answer within 5 s" in report.message
 
 
 def test_a_killed_vminit_leaves_a_clean_drive(machine: Machine, context: Path, tmp_path: Path) -> None:

@@ -314,7 +314,7 @@ def test_vminit_in_its_child_tells_its_status_and_its_reason(tmp_path: Path) -> 
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "2\n"
-    assert "did not answer within 0 seconds" in init.describe(2, str(tmp_path / "log")).message
+    assert "did not answer within 0 s" in init.describe(2, str(tmp_path / "log")).message
 
 
 @pytest.mark.parametrize(

@@ -349,7 +349,7 @@ def test_the_guest_cannot_have_more_connections_than_the_limit(serve: Any) -> No
     assert guest.ping() == "p"
     with pytest.raises(grpc.RpcError):
         running.caller().ping()
-    assert any("the guest has 1 connections open" in event.reason for event in running.of(PeerRefused))
+    assert any("the guest has 1 connection open" in event.reason for event in running.of(PeerRefused))
     assert guest.ping() == "p"
 
 
