@@ -142,6 +142,7 @@ def test_a_pipe_that_breaks_ends_the_writer_as_in_any_shell(build: Build) -> Non
         (("/bin/text",), 126, "neither a program"),
         (("/bin/orphan",), 127, "interpreter"),
         (("",), 127, "empty"),
+        (("/bin/sh", "x" * (1 << 17)), 126, "longer than the kernel takes (128 KiB), or all together are"),
     ],
 )
 def test_a_command_that_cannot_be_executed_says_why(
