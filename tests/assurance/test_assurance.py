@@ -27,9 +27,10 @@ def test_a_short_form_finds_nothing(name: str, tmp_path: Path) -> None:
     assert effort.faults == []
 
 
-def test_the_page_has_a_line_for_each() -> None:
+def test_the_page_has_a_line_for_each_of_them() -> None:
     page = (REPO / "docs/assurance.md").read_text()
-    assert [name for name in TRIALS if f"| {name} | {TRIALS[name].what} |" not in page] == []
+    tried = [each for each in TRIALS.values() if each.in_suite]
+    assert [each.name for each in tried if f"| {each.name} | {each.what} |" not in page] == []
 
 
 def test_what_a_trial_finds_is_kept_and_the_next_is_tried(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.needs("bwrap", "busybox", "buildah")
 FIREBUILD = Path(sys.executable).parent / "firebuild"
 
 
+@pytest.mark.needs("ids")
 @pytest.mark.parametrize("form", ["docker", "oci"])
 def test_each_builds_on_what_the_other_has_built(tmp_path: Path, form: str) -> None:
     environ = {

@@ -40,6 +40,7 @@ def fill(house: House) -> None:
     house.file("other/sub/three", "333")
 
 
+@pytest.mark.needs("ids")
 def test_files_arrive_where_and_how_they_should(house: House) -> None:
     fill(house)
     house.both(

@@ -109,6 +109,7 @@ def test_headers_say_where_files_go(local: Local) -> None:
     assert [(request.path, request.stage) for request in local.server.requests] == [("files", "")]
 
 
+@pytest.mark.root
 def test_go_file_modes_carry_setgid_and_sticky_elsewhere(local: Local) -> None:
     local.copy(file(targetPath="/f", fileMode=0o750 | 1 << 22 | 1 << 20), "/f")
     assert local.mode("f") == 0o3750
@@ -265,6 +266,7 @@ def test_an_error_with_a_name_that_is_not_utf8_can_be_reported(local: Local) -> 
     assert [abort.error for abort in local.server.aborts] == ["b?ad"]
 
 
+@pytest.mark.root
 def test_no_call_says_anything_about_the_guest(local: Local) -> None:
     """Ours of earlier versions would send more than this guest knows otherwise."""
     local.copy(file(targetPath="/f"), "/f")
