@@ -12,7 +12,6 @@ import argparse
 import compileall
 import importlib
 import os
-import platform
 import re
 import tempfile
 import time
@@ -25,6 +24,7 @@ from typing import Final
 
 from benchmarks import peers
 from benchmarks.shape import QUARTILES_FROM, Benchmark, Found, Run
+from support import this_machine
 
 HERE: Final = Path(__file__).resolve().parent
 RESULTS: Final = HERE / "RESULTS.md"
@@ -152,15 +152,6 @@ def write(page: Path, head: str, everything: Iterable[Benchmark], outcomes: Sequ
     page.write_text(f"# Results\n\n{head}\n{_EXPLAINED}\n{HEAD}{table}{sections}")
 
 
-def machine() -> str:
-    """Say in a line where this is."""
-    model = re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
-    release = platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
-    cores = f"{os.cpu_count()} cores ({model[1] if model else platform.machine()}), {memory} GiB"
-    return f"{cores}, {release}, Linux {platform.release()}, Python {platform.python_version()}"
-
-
 def bench(
     chosen: Sequence[Benchmark], everything: Sequence[Benchmark], page: Path, rounds: int | None = None
 ) -> int:
@@ -173,7 +164,7 @@ def bench(
         last = f"The last run: {', '.join(each.benchmark.name for each in outcomes)}, on {today()}"
         last += f", in {(time.monotonic() - began) / 60:.0f} min; "
         last += f"load {before:.1f} before, {os.getloadavg()[0]:.1f} after."
-        head = f"    make bench\n\n{last}\n\n{machine()}. Peers: {', '.join(peers.versions())}.\n"
+        head = f"    make bench\n\n{last}\n\n{this_machine()}. Peers: {', '.join(peers.versions())}.\n"
         write(page, head, everything, outcomes)
     return verdict(outcomes)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 import secrets
 import shutil
 import subprocess
@@ -47,6 +49,15 @@ def ending_of(outcome: Outcome) -> str:
             return "timeout"
         case _:
             return "server-error"
+
+
+def this_machine() -> str:
+    """Say in a line where this runs, for figures that depend on it."""
+    model = re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
+    release = platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
+    cores = f"{os.cpu_count()} cores ({model[1] if model else platform.machine()}), {memory} GiB"
+    return f"{cores}, {release}, Linux {platform.release()}, Python {platform.python_version()}"
 
 
 def unique_seconds() -> str:

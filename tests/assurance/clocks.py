@@ -130,7 +130,6 @@ def clocks(effort: Effort) -> None:
     """Have the clock jump in all commands in turn."""
     jumps = Jumps(effort)
     while effort.goes_on():
-        for name in effort.chance.sample(list(jumps.works), len(jumps.works)):
+        for name in effort.shuffled(jumps.works):
             far, way = effort.chance.choice(list(JUMPS)), effort.chance.choice([1, -1])
-            if effort.goes_on():
-                effort.attempt(f"jump in {name}", partial(jumps.jump, name, far, way))
+            effort.attempt(f"jump in {name}", partial(jumps.jump, name, far, way))

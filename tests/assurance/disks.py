@@ -19,6 +19,7 @@ from support import await_end_of_processes, privately
 class Small:
     """A file system in memory with little room."""
 
+    what = "full"
     SIZE = 256 << 20
 
     def __init__(self, directory: Path) -> None:
@@ -54,6 +55,8 @@ class Small:
 
 class Failing:
     """An ext4 file system that the kernel makes read-only, as it does after an error of the disk."""
+
+    what = "failing"
 
     def __init__(self, directory: Path) -> None:
         self.root = directory / "failing"
@@ -153,6 +156,26 @@ def closing_late(disk: Small | Failing) -> Iterator[None]:
         disk.close()
 
 
+def on_a_disk(
+    effort: Effort, kind: type[Small | Failing], attempt: Callable[..., None], *, leaves_nothing: bool
+) -> None:
+    """Try all commands in turn on a disk of a kind, in a mount namespace of its own."""
+
+    def tries() -> None:
+        disk = kind(effort.directory)
+        with closing_late(disk):
+            harness = Harness(disk.root)
+            while effort.goes_on():
+                for name in effort.shuffled(harness.works()):
+                    effort.attempt(
+                        f"{name} on a {kind.what} disk", partial(attempt, effort, harness, disk, name)
+                    )
+            if leaves_nothing:
+                effort.attempt("look for what is left", harness.nothing_is_left)
+
+    privately(tries)
+
+
 @trial(
     "full-disk",
     "commands on a disk with a random number of bytes or inodes left, and what comes when there is room",
@@ -161,20 +184,7 @@ def closing_late(disk: Small | Failing) -> Iterator[None]:
 )
 def full(effort: Effort) -> None:
     """Try all commands in turn on a disk that is nearly full."""
-
-    def tries() -> None:
-        disk = Small(effort.directory)
-        with closing_late(disk):
-            harness = Harness(disk.root)
-            while effort.goes_on():
-                for name in effort.chance.sample(list(harness.works()), len(harness.works())):
-                    if effort.goes_on():
-                        effort.attempt(
-                            f"{name} on a full disk", partial(try_full, effort, harness, disk, name)
-                        )
-            effort.attempt("look for what is left", harness.nothing_is_left)
-
-    privately(tries)
+    on_a_disk(effort, Small, try_full, leaves_nothing=True)
 
 
 @trial(
@@ -185,16 +195,4 @@ def full(effort: Effort) -> None:
 )
 def failing(effort: Effort) -> None:
     """Try all commands in turn on a disk that fails."""
-
-    def tries() -> None:
-        disk = Failing(effort.directory)
-        with closing_late(disk):
-            harness = Harness(disk.root)
-            while effort.goes_on():
-                for name in effort.chance.sample(list(harness.works()), len(harness.works())):
-                    if effort.goes_on():
-                        effort.attempt(
-                            f"{name} on a failing disk", partial(try_failing, effort, harness, disk, name)
-                        )
-
-    privately(tries)
+    on_a_disk(effort, Failing, try_failing, leaves_nothing=False)

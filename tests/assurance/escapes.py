@@ -239,11 +239,8 @@ def escapes(effort: Effort) -> None:
         found = kinds(with_vm=effort.seconds >= 60)
         with scene.sockets():
             while effort.goes_on():
-                for each in effort.chance.sample(list(found), len(found)):
-                    if effort.goes_on():
-                        effort.attempt(
-                            f"attack with {each}", partial(attack, effort, scene, each, found[each])
-                        )
+                for each in effort.shuffled(found):
+                    effort.attempt(f"attack with {each}", partial(attack, effort, scene, each, found[each]))
         await_end_of_processes(Path(name), 60)
         for home in Path(name).glob("home-*"):
             subprocess.run([BIN / "firebuild", "rm-tree", home], check=False, capture_output=True)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -192,7 +193,7 @@ class Town:
         """Run a command; return what it says, or nothing if it refuses."""
         ended = store.run(*words)
         for secret in (PASSWORD, AUTH):
-            assert secret not in ended.out + ended.error
+            assert secret not in ended.out + ended.err
         return "" if ended.status else ended.out or "done"
 
     def _has_all(self, store: Store) -> None:
@@ -549,8 +550,7 @@ def registries(effort: Effort) -> None:
 
         def go_on(town: Town) -> None:
             while effort.goes_on():
-                for lie in town.chance.sample(list(LIES), len(LIES)):
-                    if effort.goes_on():
-                        effort.attempt(lie, lambda: town.asks(lie))  # noqa: B023
+                for lie in effort.shuffled(LIES):
+                    effort.attempt(lie, partial(town.asks, lie))
 
         list(pool.map(go_on, towns))

@@ -31,9 +31,8 @@ def commands(effort: Effort) -> None:
         harness = Harness(effort.directory, host, environ, kernel)
         for turn in itertools.count():
             works = [name for name, work in harness.works().items() if not work.slow or turn % 4 == 1]
-            for work in effort.chance.sample(works, len(works)):
-                if effort.goes_on():
-                    effort.attempt(work, partial(harness.kill, work, effort.chance))
+            for work in effort.shuffled(works):
+                effort.attempt(work, partial(harness.kill, work, effort.chance))
             if not effort.goes_on():
                 break
         effort.attempt("look for what is left", harness.nothing_is_left)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from assurance.commands import Ended
 from support import BIN, await_end_of_processes, leftovers
 
 PATIENCE: Final = 150.0
@@ -20,15 +21,6 @@ PATIENCE: Final = 150.0
 MEMORY: Final = 700 << 20
 """Bytes that a command and each of its processes take at most."""
 REFUSALS: Final = (1, 2, 3, 4, 5, 6)
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    status: int
-    out: str
-    error: str
 
 
 @dataclass(frozen=True)
@@ -57,13 +49,11 @@ class Store:
             status, most = _ended(process)
             out.seek(0)
             error.seek(0)
-            ended = Ended(status, out.read().decode(errors="replace"), error.read().decode(errors="replace"))
-        report = f"{words}: {status}\n{ended.out[-2000:]}\n{ended.error[-4000:]}"
-        assert status in (0, *REFUSALS), report
-        assert "Traceback" not in ended.error, report
-        assert all(one.isprintable() or one in "\n\t" for one in ended.out + ended.error), report
-        assert not status or ended.error.strip(), report
-        assert most < MEMORY, f"{most} bytes of memory: {report}"
+            said = [each.read().decode(errors="replace") for each in (out, error)]
+        ended = Ended(tuple(map(str, words)), status, *said).in_words()
+        assert status in (0, *REFUSALS), str(ended)
+        assert all(one.isprintable() or one in "\n\t" for one in ended.out + ended.err), str(ended)
+        assert most < MEMORY, f"{most} bytes of memory: {ended}"
         return ended
 
     def check(self) -> None:

@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -61,6 +61,13 @@ class Effort:
     def goes_on(self) -> bool:
         """Whether there is time to begin something new; always true before the first."""
         return not self.counts or time.monotonic() < self._end
+
+    def shuffled(self, names: Iterable[str]) -> Iterator[str]:
+        """Yield names in an order by chance, while there is time."""
+        every = list(names)
+        for name in self.chance.sample(every, len(every)):
+            if self.goes_on():
+                yield name
 
     def attempt(self, kind: str, what: Callable[[], object]) -> None:
         """Try something once, and count it; an exception is a fault, and the trial goes on. Threads may call.

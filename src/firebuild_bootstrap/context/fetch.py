@@ -27,7 +27,7 @@ from contextlib import suppress
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from firebuild_bootstrap.context.archive import Archive, is_archive
 from firebuild_bootstrap.context.entries import Entry, FetchLimits, Group, checked
@@ -208,22 +208,24 @@ class _NoDowngrade(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-class _PlainConnection(http.client.HTTPConnection):
-    response_class = BoundedResponse
+class _Bounded(urllib.request.AbstractHTTPHandler):
+    """Makes connections whose answers begin in time."""
+
+    def do_open(self, http_class: Any, *args: Any, **kwargs: Any) -> http.client.HTTPResponse:
+        def connection(*given: Any, **named: Any) -> http.client.HTTPConnection:
+            made: http.client.HTTPConnection = http_class(*given, **named)
+            made.response_class = BoundedResponse
+            return made
+
+        return super().do_open(connection, *args, **kwargs)
 
 
-class _TLSConnection(http.client.HTTPSConnection):
-    response_class = BoundedResponse
+class _Plain(_Bounded, urllib.request.HTTPHandler):
+    pass
 
 
-class _Plain(urllib.request.HTTPHandler):
-    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_PlainConnection, req)
-
-
-class _TLS(urllib.request.HTTPSHandler):
-    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_TLSConnection, req, context=client_context())
+class _TLS(_Bounded, urllib.request.HTTPSHandler):
+    pass
 
 
 def _opener() -> urllib.request.OpenerDirector:
@@ -233,7 +235,7 @@ def _opener() -> urllib.request.OpenerDirector:
         urllib.request.ProxyHandler(),
         urllib.request.UnknownHandler(),
         _Plain(),
-        _TLS(),
+        _TLS(context=client_context()),
         urllib.request.HTTPDefaultErrorHandler(),
         _NoDowngrade(),
         urllib.request.HTTPErrorProcessor(),

@@ -23,7 +23,7 @@ from firebuild_bootstrap import wire
 from .enter import STARTED
 from .errors import ProtocolError
 from .probing import Probes
-from .stop import Stop
+from .stop import Stop, Waker
 
 Stream = Literal["stdout", "stderr"]
 
@@ -55,9 +55,7 @@ class Control:
         self.status = 0
         """The command's exit status, once it has ended."""
         self._lock = threading.Lock()
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(self._wake_write, False)
+        self._waker = Waker()
         self._input = bytearray()
         self._waiting = 0
         self._ended = False
@@ -66,7 +64,7 @@ class Control:
 
     def fileno(self) -> int:
         """Return a descriptor that becomes readable when the host has said something."""
-        return self._wake_read
+        return self._waker.fileno()
 
     def put_input(self, data: bytes, *, last: bool) -> None:
         """Take the next bytes of standard input.
@@ -80,7 +78,7 @@ class Control:
                 raise ProtocolError(f"the server sent more than {wire.INPUT_BYTES} bytes of input at once")
             self._input += data
             self._ended = self._ended or last
-        self._wake()
+        self._waker.wake()
 
     def put_signal(self, number: int) -> None:
         """Take a signal for the command.
@@ -93,13 +91,13 @@ class Control:
         with self._lock:
             if number not in self._signals:  # as the kernel has it: one that waits is not there twice
                 self._signals.append(number)
-        self._wake()
+        self._waker.wake()
 
     def put_window(self, size: tuple[int, int]) -> None:
         """Take the size of the terminal, rows and columns."""
         with self._lock:
             self._size = size
-        self._wake()
+        self._waker.wake()
 
     def put_probe(self, argv: Sequence[str]) -> None:
         """Take a command to be executed beside the command; an empty one kills it.
@@ -111,7 +109,7 @@ class Control:
             if len(self._probes) > 1:
                 raise ProtocolError("the server sent a probe before the last one had ended")
             self._probes.append(argv)
-        self._wake()
+        self._waker.wake()
 
     def drain_probes(self) -> list[Sequence[str]]:
         """Return what has come of these."""
@@ -121,8 +119,7 @@ class Control:
 
     def drain(self) -> tuple[bytes, bool, list[int], tuple[int, int] | None]:
         """Return what has come: input, whether that is all of it, signals, and the last size."""
-        with suppress(BlockingIOError):
-            os.read(self._wake_read, BATCH_BYTES)
+        self._waker.drain()
         with self._lock:
             data, self._input = bytes(self._input), bytearray()
             signals, self._signals = self._signals, []
@@ -137,17 +134,7 @@ class Control:
 
     def close(self) -> None:
         """Release the descriptors. Idempotent; the host may go on talking."""
-        with self._lock:
-            descriptors = self._wake_read, self._wake_write
-            self._wake_read = self._wake_write = -1
-            for descriptor in descriptors:
-                if descriptor >= 0:
-                    os.close(descriptor)
-
-    def _wake(self) -> None:
-        with self._lock, suppress(BlockingIOError):  # it is full, then it is awake
-            if self._wake_write >= 0:  # once it is closed, the number is another file's
-                os.write(self._wake_write, b"x")
+        self._waker.close()
 
 
 class Attachment:

@@ -5,9 +5,46 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from .errors import GuestError
+
+_BATCH = 64 * 1024  # bytes; what a pipe holds
+
+
+class Waker:
+    """Wakes who waits for its descriptor, from any thread or signal handler, until it is closed."""
+
+    def __init__(self) -> None:
+        # Reentrant: a signal handler may run while its own thread holds it.
+        self._lock = threading.RLock()
+        self._read, self._write = os.pipe()
+        for end in (self._read, self._write):
+            os.set_blocking(end, False)
+
+    def fileno(self) -> int:
+        """Return the descriptor, which is readable once somebody was woken."""
+        return self._read
+
+    def wake(self) -> None:
+        """Make it readable."""
+        with self._lock, suppress(BlockingIOError):  # it is full, then it is readable
+            if self._write >= 0:  # once it is closed, the number is another file's
+                os.write(self._write, b"x")
+
+    def drain(self) -> None:
+        """Make it unreadable until the next time."""
+        with suppress(BlockingIOError):
+            os.read(self._read, _BATCH)
+
+    def close(self) -> None:
+        """Release the descriptors. Idempotent."""
+        with self._lock:
+            ends = self._read, self._write
+            self._read = self._write = -1
+            for end in ends:
+                if end >= 0:
+                    os.close(end)
 
 
 class Stop:
@@ -19,11 +56,11 @@ class Stop:
         self._lock = threading.RLock()
         self._actions: list[Callable[[], object]] = []
         self._event = threading.Event()
-        self._wake_read, self._wake_write = os.pipe()
+        self._waker = Waker()
 
     def fileno(self) -> int:
         """Return a descriptor that becomes readable when the end is asked for."""
-        return self._wake_read
+        return self._waker.fileno()
 
     def set(self, reason: GuestError) -> None:
         """Ask for the end; only the first reason counts."""
@@ -32,8 +69,7 @@ class Stop:
                 return
             self._reason = reason
             actions = list(self._actions)
-            if self._wake_write >= 0:  # once it is closed, the number is another file's
-                os.write(self._wake_write, b"x")
+        self._waker.wake()
         self._event.set()
         for action in actions:
             action()
@@ -72,9 +108,4 @@ class Stop:
 
     def close(self) -> None:
         """Release the descriptors. Idempotent; the end may still be asked for."""
-        with self._lock:
-            descriptors = self._wake_read, self._wake_write
-            self._wake_read = self._wake_write = -1
-            for descriptor in descriptors:
-                if descriptor >= 0:
-                    os.close(descriptor)
+        self._waker.close()
