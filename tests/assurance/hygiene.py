@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from assurance.commands import Started
+from assurance.hosts import meanwhile
 from assurance.searching import KEY, TOKEN, Allowed, Found, Search, Watch, family, walk
 from assurance.trials import Effort, trial
 from baoserver import DevServer, add_role, sign_policy, write_policy
@@ -241,8 +242,11 @@ class Bench:
         number = chance.choice(ENDS)
         started = self._start(*words)
         with Watch(self._search, started.process.pid, GIVEN, INSIDE) as watch:
-            found = self._trouble(started, number) if number else set()
-            ended = started.end()
+            found = set[Found]()
+            with meanwhile(lambda: found.update(self._look())):
+                if number:
+                    self._trouble(started, number)
+                ended = started.end()
             found |= self._look()
             assert eventually(lambda: not watch.living()), f"{watch.living()} are left of {ended}"
         found |= watch.found | self._look()
@@ -254,19 +258,17 @@ class Bench:
         if number is None:
             ended.in_words()
 
-    def _trouble(self, started: Started, number: int) -> set[Found]:
-        """Look at some moment, and send a signal to the command or to one of its processes."""
+    def _trouble(self, started: Started, number: int) -> None:
+        """Send a signal to the command or to one of its processes, at some moment."""
         chance = self._effort.chance
         with suppress(subprocess.TimeoutExpired):
             started.process.wait(chance.random() * 1.5)
-        found = self._look() if chance.random() < 0.5 else set()
         pids = family({started.process.pid}) if chance.random() < 0.3 else {started.process.pid}
         pid = chance.choice(sorted(pids))
         with suppress(OSError):  # it has ended
             # Before its first line it is a Python like any other, which dumps core with its environment.
             if number not in CORES or eventually(lambda: has_begun(pid), 20):
                 os.kill(pid, number)
-        return found
 
     def _clear(self) -> None:
         """Remove what was written, but for the store: what is there was looked at."""

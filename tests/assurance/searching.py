@@ -153,9 +153,9 @@ class Search:
         """Look into all that is in a directory, but for what may be there."""
         found = set[Found]()
         for path in walk(directory):
-            here = self.file(path)
             with suppress(FileNotFoundError):
-                mode = stat.S_IMODE(path.lstat().st_mode) if here else 0
+                mode = stat.S_IMODE(path.lstat().st_mode)
+                here = self.file(path)
                 found |= {each for each in here if not any(one.holds(each, path, mode) for one in allowed)}
         return found
 
