@@ -28,6 +28,7 @@ MODULES: Final = (
     "hostile_archives",
     "hostile_guest",
     "hostile_registry",
+    "hostile_server",
     "hygiene",
     "killed",
     "strangers",

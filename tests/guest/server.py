@@ -116,7 +116,7 @@ class BuildServer:
     What comes in a session is recorded as the calls of old would be.
     """
 
-    def __init__(self, pki: Pki, *, port: int = 0) -> None:
+    def __init__(self, pki: Pki, *, port: int = 0, credentials: grpc.ServerCredentials | None = None) -> None:
         self.old = False
         self.commands: list[wire.AnyCommand | pb.ToGuest | str] = []
         self.layers: list[bytes] = []
@@ -146,7 +146,7 @@ class BuildServer:
             ],
         )
         self._server.add_generic_rpc_handlers((self._handlers(),))
-        credentials = grpc.ssl_server_credentials(
+        credentials = credentials or grpc.ssl_server_credentials(
             [(pki.server.key, pki.server.cert)], root_certificates=pki.ca, require_client_auth=True
         )
         self.host_port = f"127.0.0.1:{self._server.add_secure_port(f'127.0.0.1:{port}', credentials)}"

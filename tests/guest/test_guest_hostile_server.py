@@ -83,6 +83,18 @@ def test_in_the_place_of_a_run_comes_another_one_or_nothing(
     assert words in local.refusal(run_command("", argv=(), pauses=True)).message
 
 
+@pytest.mark.parametrize(
+    "early", [run(), pb.ToGuest(finish=pb.Finish()), pb.ToGuest(checkpoint=pb.Checkpoint())]
+)
+def test_a_step_that_comes_before_the_last_one_is_done_ends_the_session(
+    local: Local, early: pb.ToGuest
+) -> None:
+    local.server.meanwhile = [early]
+    local.server.resources["r"] = [ONE, piece(member("s")), END]
+    error = local.refusal(run_command("", mounts=(wire.BindMount(target="/m", resource="r"),)))
+    assert error.message == f"the server sent {early.WhichOneof('message')} before the last step was done"
+
+
 def test_probes_come_one_at_a_time() -> None:
     told: list[tuple[int, bytes]] = []
     ours, theirs = socket.socketpair()

@@ -116,7 +116,7 @@ FILE = member("f", b"content")
         ([TREE, piece(FILE[:300])], "can't be read: "),
         ([TREE, piece(FILE), END, piece(b"more")], "does not end where it says so"),
         ([TREE, piece(FILE), pb.ToGuest(), END], "the server sent nothing in the middle of files"),
-        ([TREE, pb.ToGuest(finish=pb.Finish()), END], "the server sent finish in the middle of files"),
+        ([TREE, pb.ToGuest(finish=pb.Finish()), END], "the server sent finish before the last step was done"),
         ([TREE, piece(member("../up", b"x")), END], "can't be read: "),
         (
             [group(from_directory=True, keep_owner=True), piece(member("f", uid=2**32 - 1)), END],

@@ -137,6 +137,7 @@ class Session:
         method: Any = channel.stream_stream(wire.method("Session"))
         self._asked = itertools.count(1)
         self._asking: dict[int, Reply] = {}
+        self._at_work = False
         self._control: Control | None = None
         self._identity: Channel | None = None
         self._call = method(self._messages())
@@ -267,6 +268,11 @@ class Session:
 
     def _take(self, message: _Incoming) -> None:
         what = "piece" if isinstance(message, memoryview) else message.WhichOneof("message")
+        if what in _STEPS:
+            # Or what came ahead would be worked through after the end of the stream, which is behind it.
+            if self._at_work:
+                raise ProtocolError(f"the server sent {what} before the last step was done")
+            self._at_work = True
         if isinstance(message, memoryview) or what not in ("agent_reply", *_TO_THE_COMMAND):
             if not isinstance(message, memoryview) and message.run.HasField("attach"):
                 from .attached import Control
@@ -314,6 +320,7 @@ class Session:
 
     def instead(self, error: StepError, seconds: float, /) -> wire.RunCommand:
         """Tell of a RUN that has failed, and return what the host sends in its place, whenever that is."""
+        self._at_work = False
         self._put(pb.FromGuest(failing=self._failed(error, pb.Done(duration_ms=round(seconds * 1000)))))
         # The host may take its time: a user has the shell of another stage before this one.
         message = self._next(forever=True)
@@ -354,6 +361,7 @@ class Session:
         self._seconds = seconds
         self._asking.clear()  # nobody is there any more
         if not exit_code:
+            self._at_work = False
             self._put(pb.FromGuest(done=self._done(step)))
 
     def _probed(self, status: int, output: bytes) -> None:
@@ -361,6 +369,7 @@ class Session:
 
     def _send_layer(self, write_to: Callable[[Sink], object]) -> None:
         write_to(_LayerPieces(self._put))
+        self._at_work = False
         self._put(pb.FromGuest(layer=pb.Layer(last=True)))
 
     def success(self) -> None:
