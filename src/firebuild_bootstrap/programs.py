@@ -31,7 +31,7 @@ _LIMITED: Final = 'ulimit -S -d "$0"; exec "$@"'
 
 
 class LimitExceeded(Exception):
-    """A program wrote too much, or took too long, and was ended; in words that go on from its name."""
+    """A program wrote too much, or took too long, and was ended: in words that begin with `it`."""
 
 
 def run_program(
@@ -82,7 +82,7 @@ def run_program(
             output, complaints = converse(process, data, seconds=seconds, most=most, check=check)
         finally:
             # Before it is waited for: until then nobody else can have got its number.
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError, PermissionError):  # it may have become another user
                 os.killpg(process.pid, signal.SIGKILL)
     return subprocess.CompletedProcess(command, process.returncode, output, complaints)
 
