@@ -194,7 +194,7 @@ def _request(parsed: urllib.parse.SplitResult) -> urllib.request.Request:
     return request
 
 
-class _NoDowngrade(urllib.request.HTTPRedirectHandler):
+class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(  # noqa: PLR0917
         self,
         req: urllib.request.Request,
@@ -204,8 +204,8 @@ class _NoDowngrade(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
+        fp.close()  # or urllib reads all of its body, however much that is
         if req.type == "https" and not newurl.lower().startswith("https:"):
-            fp.close()
             raise urllib.error.URLError("the server redirects from https to an unprotected URL")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -239,7 +239,7 @@ def _opener() -> urllib.request.OpenerDirector:
         _Plain(),
         _TLS(context=client_context()),
         urllib.request.HTTPDefaultErrorHandler(),
-        _NoDowngrade(),
+        _Redirects(),
         urllib.request.HTTPErrorProcessor(),
     ):
         opener.add_handler(handler)
