@@ -380,4 +380,4 @@ def messages(repository: Path) -> list[Message]:
     """Return all messages of the product that say something of their own, by module and text."""
     roots = [repository / "src", *sorted(repository.glob("plugins/*/src"))]
     found = {one for one in _Source(roots).messages() if max(map(_words, one.text.split(HOLE))) > 1}
-    return sorted(found, key=lambda one: (one.module, one.text, one.hint))
+    return sorted(found, key=lambda one: (one.module, one.text, one.hint, one.error))

@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.microvm import read_kernel
+from firebuild_bootstrap.microvm import _modules, read_kernel
 
 VMLINUX = b"\x7fELF" + bytes(range(256)) * 500
 SIZE = struct.pack("<I", len(VMLINUX))  # what the kernel's build adds after all forms but gzip
@@ -81,3 +81,15 @@ def test_a_kernel_for_arm_is_an_image(tmp_path: Path) -> None:
     image = bytes(0x38) + b"ARM\x64" + bytes(100)
     (tmp_path / "Image").write_bytes(image)
     assert read_kernel(tmp_path / "Image", "aarch64", "--kernel") == image
+
+
+def test_the_modules_of_a_kernel_for_arm_lie_beside_it(tmp_path: Path) -> None:
+    kernel, modules = tmp_path / "boot/Image", tmp_path / "lib/modules/6.12.9-arm64"
+    kernel.parent.mkdir()
+    modules.mkdir(parents=True)
+    image = bytes(0x38) + b"ARM\x64" + bytes(100) + b"Linux version 6.12.9-arm64 (someone@somewhere)"
+    kernel.write_bytes(image)
+    content = read_kernel(kernel, "aarch64", "--kernel")
+    assert _modules(kernel, content, ()) == (modules,)
+    assert _modules(kernel, content, [str(tmp_path)]) == (tmp_path,)
+    assert _modules(kernel, bytes(100), ()) == ()

@@ -24,7 +24,7 @@ from firebuild_bootstrap.initramfs import Compression, initramfs_image
 from firebuild_bootstrap.initramfs.cpio import Entry, directory, file, write_archive
 from firebuild_bootstrap.initramfs.image import run_lz4
 from firebuild_bootstrap.machine.firecracker.checks import check_kernel, check_modules
-from firebuild_bootstrap.machine.qemu.kernel import find_kernel
+from firebuild_bootstrap.machine.qemu.kernel import modules_for, release_in
 from firebuild_bootstrap.running import RunRequest, command_of, stop_signal
 from firebuild_pki.display import counted
 
@@ -80,10 +80,10 @@ def write_microvm(
         MachineError: it can't be written.
     """
     entry = file(COMMAND.lstrip("/"), json.dumps(_command(image)).encode(), 0o600)
-    source = kernel if kernel is not None else check_kernel(settings.kernel)
+    source = kernel if kernel is not None else check_kernel(settings.kernel, machine)
     setting = "--kernel" if kernel is not None else "machine.firecracker.kernel"
     unpacked = read_kernel(source, machine, setting)
-    modules = _modules(source, settings.kernel_modules)
+    modules = _modules(source, unpacked, settings.kernel_modules)
     initramfs = initramfs_image(
         home.root, compression=Compression(settings.initrd_compression), kernel_modules=modules
     )
@@ -134,12 +134,12 @@ def _configuration(settings: FirecrackerSettings, arguments: str) -> dict[str, A
     }
 
 
-def _modules(kernel: Path, named: Sequence[str]) -> tuple[Path, ...]:
+def _modules(kernel: Path, unpacked: bytes, named: Sequence[str]) -> tuple[Path, ...]:
     """Return the directories of a kernel's modules: those of the settings, or those that lie beside it."""
     if named:
         check_modules(named)
         return tuple(map(Path, named))
-    return find_kernel(kernel).modules
+    return modules_for(kernel.expanduser().absolute(), release_in(unpacked))
 
 
 def with_file(initramfs: bytes, entry: Entry) -> bytes:

@@ -8,8 +8,8 @@ import ssl
 import stat
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from enum import Enum, auto
@@ -302,7 +302,10 @@ class _Reader(RawIOBase):
 
 
 class BoundedResponse(HTTPResponse):
-    """Bounds the wait for the head of an answer as a whole, by the timeout of its socket."""
+    """Bounds the wait for the head of an answer, and for each `read1`, by the timeout of its socket.
+
+    A socket has it for each byte, and `read1` waits for a whole line before a chunk, of up to 65,536 bytes.
+    """
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
@@ -312,11 +315,22 @@ class BoundedResponse(HTTPResponse):
 
     def begin(self) -> None:
         """See http.client."""
-        watched, timeout = self._socket, self._socket.gettimeout()
+        with self._in_time():
+            super().begin()
+
+    def read1(self, n: int = -1) -> bytes:
+        """See http.client."""
+        with self._in_time():
+            return super().read1(n)
+
+    @contextmanager
+    def _in_time(self) -> Iterator[None]:
+        timeout = self._socket.gettimeout()
         self._reader.end = None if timeout is None else time.monotonic() + timeout
-        super().begin()
+        yield
         self._reader.end = None
-        watched.settimeout(timeout)
+        if self._socket.fileno() >= 0:  # it is closed with the end of the last answer
+            self._socket.settimeout(timeout)
 
 
 class _Timed(HTTPConnection):

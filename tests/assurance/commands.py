@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import ExitStatus
-from support import BIN
+from support import BIN, unmeasured
 
 STATUSES: Final = frozenset(ExitStatus) - {ExitStatus.INTERNAL} | {125}
 """How a command may end that nothing has killed; 125 is a failure of `run`."""
@@ -80,7 +79,7 @@ class Place:
         self.directory = directory
         self.home = directory / "home"
         self.context = directory / "context"
-        self.environ = {**os.environ, "FIREBUILD_HOME": str(self.home), "FIREBUILD_PULL": "never"}
+        self.environ = {**unmeasured(), "FIREBUILD_HOME": str(self.home), "FIREBUILD_PULL": "never"}
         self.environ |= {"SOURCE_DATE_EPOCH": "0", **(environ or {})}
         self.context.mkdir(parents=True)
         shutil.copy("/bin/busybox", self.context / "sh")

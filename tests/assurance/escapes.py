@@ -23,7 +23,7 @@ from assurance.trials import Effort, trial
 from components import missing
 from e2e.test_isolation import ABSTRACT, ATTACK, KEY, WITH_KEY, copy_python
 from machine_qemu.kernels import kernel_of_tests
-from support import BIN, await_end_of_processes
+from support import BIN, await_end_of_processes, unmeasured
 
 HERE: Final = Path(__file__).resolve().parent
 KERNEL: Final = (
@@ -166,7 +166,7 @@ def dockerfile(scene: Scene, seed: int, count: int) -> str:
 def attack(effort: Effort, scene: Scene, name: str, kind: Kind) -> None:
     """Let a build attack; nothing outside may change."""
     home = scene.directory / f"home-{name.replace(' ', '-')}"
-    environ = {**os.environ, "FIREBUILD_HOME": str(home), "FIREBUILD_PULL": "never", **kind.environ}
+    environ = {**unmeasured(), "FIREBUILD_HOME": str(home), "FIREBUILD_PULL": "never", **kind.environ}
     user: dict[str, Any] = {}
     if kind.user:
         user = {"user": kind.user, "group": kind.user, "extra_groups": []}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from assurance.commands import Ended
-from support import BIN, await_end_of_processes, leftovers
+from support import BIN, await_end_of_processes, leftovers, unmeasured
 
 PATIENCE: Final = 150.0
 """Seconds of a command, on a machine with other work."""
@@ -36,7 +36,7 @@ class Store:
             process = subprocess.Popen(
                 [BIN / "firebuild", *map(str, words)],
                 env={
-                    **os.environ,
+                    **unmeasured(),
                     "SOURCE_DATE_EPOCH": "0",
                     **self.environ,
                     "FIREBUILD_HOME": str(self.home),

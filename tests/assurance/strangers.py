@@ -89,9 +89,16 @@ def heard(connection: socket.socket) -> bytes:
     return told
 
 
-def speak(connection: socket.socket, data: bytes) -> None:
+def speak(connection: socket.socket, data: bytes, *, last: bool = False) -> None:
+    """Say something; whoever is told may have hung up at any of its bytes.
+
+    Args:
+        last: there is nothing more to say.
+    """
     with contextlib.suppress(OSError):
         connection.sendall(data)
+        if last:
+            connection.shutdown(socket.SHUT_WR)
 
 
 def context_of(material: TLSMaterial | None) -> ssl.SSLContext:
@@ -167,8 +174,7 @@ def old_tls(street: Street) -> None:
 
 def garbage(street: Street) -> None:
     connection = street.call("", *LATE)
-    speak(connection, street.chance.randbytes(street.chance.randrange(1, 40_000)))
-    connection.shutdown(socket.SHUT_WR)
+    speak(connection, street.chance.randbytes(street.chance.randrange(1, 40_000)), last=True)
     heard(connection)
 
 
@@ -177,8 +183,7 @@ def damaged_hello(street: Street) -> None:
     for _ in range(street.chance.randint(1, 5)):
         first[street.chance.randrange(len(first))] = street.chance.randrange(256)
     connection = street.call("", *LATE)
-    speak(connection, bytes(first))
-    connection.shutdown(socket.SHUT_WR)
+    speak(connection, bytes(first), last=True)
     heard(connection)
 
 

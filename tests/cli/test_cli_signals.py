@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.errors import ExitStatus
+from support import unmeasured
 
 PROGRAM = "import sys; from firebuild_bootstrap.cli import main; sys.argv[0] = 'firebuild'; sys.exit(main())"
 DELAYS = (0, 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.45, 0.6, 0.9, 1.4)
@@ -28,7 +29,7 @@ def start(home: Path, *arguments: str, nohup: bool = False) -> subprocess.Popen[
     """Start the command and wait until it handles signals; Python alone handles no SIGTERM."""
     process = subprocess.Popen(
         [*(("nohup",) if nohup else ()), sys.executable, "-c", PROGRAM, *arguments],
-        env={**os.environ, "FIREBUILD_HOME": str(home)},
+        env={**unmeasured(), "FIREBUILD_HOME": str(home)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -37,6 +38,15 @@ def start(home: Path, *arguments: str, nohup: bool = False) -> subprocess.Popen[
     while process.poll() is None and not catches(process, signal.SIGTERM) and time.monotonic() < deadline:
         time.sleep(0.001)
     return process
+
+
+def end_of(process: subprocess.Popen[bytes]) -> bytes:
+    """What it wrote on standard error until it ended, which is soon; nothing of it is left in any case."""
+    try:
+        return process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture
@@ -70,7 +80,7 @@ def test_ctrl_c_ends_a_command_whenever_it_comes(
         process = start(tmp_path / "home", *arguments)
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        err = end_of(process)
         assert b"Traceback" not in err, err
         assert b"Exception ignored" not in err, err
         # It may have ended before, in whatever way.
@@ -86,14 +96,14 @@ def test_ctrl_c_ends_a_command_whenever_it_comes(
 def test_other_signals_do_the_same(tmp_path: Path, number: signal.Signals) -> None:
     process = start(tmp_path / "home", "images", "list")
     process.send_signal(number)
-    assert process.communicate(timeout=60)[1] == b""
+    assert end_of(process) == b""
     assert process.returncode == ExitStatus.INTERRUPTED
 
 
 def test_a_command_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
     process = start(tmp_path / "home", "images", "list", nohup=True)
     process.send_signal(signal.SIGHUP)
-    process.communicate(timeout=60)
+    end_of(process)
     assert process.returncode == 0
 
 

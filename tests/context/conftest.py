@@ -6,6 +6,7 @@ import ipaddress
 import ssl
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +23,7 @@ from firebuild_bootstrap.errors import Location
 
 HERE = Location("Dockerfile", 5)
 BODY = b"downloaded " * 1000
+LONG = 64  # MiB of a body that nobody wants
 Find = Callable[..., ContextResource]
 
 
@@ -52,6 +54,7 @@ def find(root: Path) -> Iterator[Find]:
 class Web:
     url: str
     requests: list[tuple[str, str | None]] = field(default_factory=list)
+    sent: int = 0
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -82,12 +85,20 @@ class Handler(BaseHTTPRequestHandler):
                 self.end_headers()
             else:
                 self.flush_headers()
-            try:
-                while True:
-                    self.wfile.write(b".")
-                    threading.Event().wait(0.02)
-            except OSError:
-                self.close_connection = True
+            self._trickle(b".")
+        elif path == "/slow-chunk":
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self._trickle(b"0")
+        elif path.startswith("/long-redirect/"):
+            self.send_response(302)
+            self.send_header("Location", path.removeprefix("/long-redirect"))
+            self.end_headers()
+            with suppress(OSError):
+                for _ in range(LONG):
+                    self.web.sent += self.wfile.write(bytes(1 << 20))
+            self.close_connection = True
         elif path == "/silent":
             threading.Event().wait(1)
             self.close_connection = True
@@ -97,6 +108,13 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(
                 200, BODY, modified="Wed, 21 Oct 2015 07:28:00 GMT" if "dated" in path else "whenever"
             )
+
+    def _trickle(self, piece: bytes) -> None:
+        with suppress(OSError):
+            while True:
+                self.wfile.write(piece)
+                threading.Event().wait(0.02)
+        self.close_connection = True
 
     def _answer(
         self, status: int, body: bytes, *, length: int | None = None, location: str = "", modified: str = ""

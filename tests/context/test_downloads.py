@@ -26,6 +26,7 @@ BODY = b"downloaded " * 1000  # what the server sends
 class Web(Protocol):
     url: str
     requests: list[tuple[str, str | None]]
+    sent: int
 
 
 @pytest.fixture
@@ -103,12 +104,18 @@ def test_a_server_that_is_silent_is_given_up(web: Web, context: BuildContext) ->
 def test_a_server_that_only_trickles_is_given_up(web: Web, context: BuildContext) -> None:
     assert "it took too long" in error_of(context, f"{web.url}/slow").message
     assert "can't be downloaded: timed out" in error_of(context, f"{web.url}/slow-head").message
+    assert "can't be downloaded: timed out" in error_of(context, f"{web.url}/slow-chunk").message
 
 
 def test_redirects_are_followed_and_the_name_stays(web: Web, context: BuildContext) -> None:
     entry = download(context, f"{web.url}/redirect//elsewhere")
     assert (entry.path, entry.size) == ("elsewhere", len(BODY))
     assert [path for path, _ in web.requests] == ["/redirect//elsewhere", "/elsewhere"]
+
+
+def test_what_comes_with_a_redirect_is_not_read(web: Web, context: BuildContext) -> None:
+    assert download(context, f"{web.url}/long-redirect/elsewhere").size == len(BODY)
+    assert web.sent < 32 << 20  # what is under way when the connection is closed
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/f"])

@@ -37,11 +37,12 @@ _ENVIRONMENT = {
 pytestmark = pytest.mark.needs("git")
 
 
-def git(directory: Path, *words: str) -> str:
+def git(directory: Path, *words: str, text: str = "") -> str:
     done = subprocess.run(
         ["git", "-c", "protocol.file.allow=always", *words],
         cwd=directory,
         env=_ENVIRONMENT,
+        input=text,
         check=True,
         capture_output=True,
         text=True,
@@ -249,7 +250,7 @@ def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
     slow = tmp_path / "git"
     slow.write_text('#!/bin/sh\ncase "$*" in *fetch*) sleep 600;; esac\n')
     slow.chmod(0o755)
-    with pytest.raises(InputError, match="it took too long"):
+    with pytest.raises(InputError, match=r"git fetch: it took longer than 0\.3 seconds"):
         clone(
             GitTree("https://host/a.git"),
             tmp_path,
@@ -257,3 +258,60 @@ def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
             limits=FetchLimits(total_seconds=0.3),
             environment={"PATH": f"{tmp_path}:/usr/bin:/bin"},
         )
+
+
+def bomb(server: Server, levels: int) -> GitTree:
+    """Make a repository of a few objects, and ten files to the power of `levels`: all trees are the same."""
+    name = f"bomb-{levels}"
+    directory = server.directory / f"{name}.git"
+    git(server.directory, "init", "--quiet", "--bare", "--initial-branch=main", directory.name)
+    (directory / "zeros").write_bytes(bytes(1 << 20))
+    line = f"100644 blob {git(directory, 'hash-object', '-w', 'zeros')}"
+    for _ in range(levels):
+        tree = "".join(f"{line}\t{number}\n" for number in range(10))
+        line = f"040000 tree {git(directory, 'mktree', text=tree)}"
+    commit = git(directory, "commit-tree", "-m", "m", line.rpartition(" ")[2])
+    git(directory, "update-ref", "refs/heads/main", commit)
+    git(directory, "update-server-info")
+    return GitTree(server.url.replace("main", name))
+
+
+@pytest.mark.parametrize(
+    ("levels", "limits", "message"),
+    [
+        (1, FetchLimits(total_bytes=8 << 20), "it has more than 8.0 MiB on disk"),
+        (3, FetchLimits(total_entries=500), "it has more than 500 files and directories"),
+        (9, FetchLimits(memory=64 << 20), "git may have 64.0 MiB of memory: Out of memory"),
+    ],
+)
+def test_a_small_repository_that_becomes_large_is_refused(
+    server: Server, tmp_path: Path, levels: int, limits: FetchLimits, message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        clone(bomb(server, levels), tmp_path, location=HERE, limits=limits)
+    assert f"bomb-{levels}.git can't be fetched: {message}" in caught.value.message
+    assert caught.value.hint is not None
+    assert caught.value.location == HERE
+
+
+@pytest.mark.parametrize(
+    ("endless", "message"),
+    [
+        ("while head -c 1048576 /dev/zero >> more; do :; done", "it has more than 8.0 MiB on disk"),
+        ("yes", "git fetch: it wrote more than 1048576 bytes"),
+        ("yes >&2", "git fetch: it wrote more than 1048576 bytes"),
+    ],
+)
+def test_a_git_that_goes_on_for_ever_is_ended(tmp_path: Path, endless: str, message: str) -> None:
+    slow = tmp_path / "git"
+    slow.write_text(f'#!/bin/sh\ncase "$*" in *fetch*) {endless};; esac\n')
+    slow.chmod(0o755)
+    with pytest.raises(InputError) as caught:
+        clone(
+            GitTree("https://host/a.git"),
+            tmp_path,
+            location=HERE,
+            limits=FetchLimits(total_bytes=8 << 20),
+            environment={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        )
+    assert f"can't be fetched: {message}" in caught.value.message

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.names import Reference
 from registry.servers import CA, PASSWORD, USER, debian_registry
-from support import Firebuild, await_end_of_processes
+from support import Firebuild, await_end_of_processes, unmeasured
 
 FORMS = {"ext4": "mke2fs", "tar": "", "erofs": "mkfs.erofs", "squashfs": "sqfstar", "dir": "", "oci": "",
          "docker": ""}  # fmt: skip
@@ -72,7 +73,7 @@ class Harness:
         kernel: Path | None = None,
     ) -> None:
         self.home = directory / "home"
-        self._environ = {**os.environ, "FIREBUILD_HOME": str(self.home), "SOURCE_DATE_EPOCH": "0"}
+        self._environ = {**unmeasured(), "FIREBUILD_HOME": str(self.home), "SOURCE_DATE_EPOCH": "0"}
         self._environ |= {"FIREBUILD_PULL": "missing" if registry else "never", **(environ or {})}
         self._context = directory / "context"
         self._out = directory / "out"
@@ -103,7 +104,12 @@ class Harness:
             self.run("images", "push", f"{registry}/app:1")
 
     def run(self, *words: str, status: int = 0) -> str:
-        """Run a command to its end."""
+        """Run a command to its end, which has to be this one."""
+        done = self._ended(words)
+        assert done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def _ended(self, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [Firebuild(self.home).program, *words],
             env=self._environ,
@@ -112,9 +118,8 @@ class Harness:
             timeout=120,
             check=False,
         )
-        assert done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr, done.stderr
-        return done.stdout
+        return done
 
     def works(self) -> dict[str, Work]:
         """Return all commands by their names."""
@@ -239,6 +244,9 @@ class Harness:
 
     def repair(self) -> None:
         """Do what `store check` says: after a power failure an image may have lost layers, and says so."""
+        found = self._ended(("store", "check", "--repair"))
+        for lost in set(re.findall(r"is missing: `firebuild images rm (\S+)`, and build,", found.stdout)):
+            self.run("images", "rm", lost)
         self.run("store", "check", "--repair")
 
     def build(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tarfile
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,9 @@ def test_what_the_program_says_is_passed_on(
     (tree / "large").write_bytes(os.urandom(1 << 20))  # more than a pipe holds
     with pytest.raises(LayerError, match=r"(mkfs.erofs|sqfstar) failed: it ended with 3"):
         make_readonly(form, str(tree), str(tmp_path / "i"), None)
+    said = bytearray()
+    readonly._listen(BytesIO(bytes(1 << 20)), said)
+    assert len(said) == readonly._MOST_SAID
     monkeypatch.setattr(readonly, "_SYSTEM", ())
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LayerError, match=r"the program .* was not found") as caught:

@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,41 @@ def answering(tmp_path: Path) -> Callable[[bytes], FirecrackerApi]:
         return FirecrackerApi(path, timeout=10)
 
     return serve
+
+
+@pytest.mark.parametrize(
+    ("begins", "piece"),
+    [
+        (b"HTTP/1.1 200 OK\r\nA: ", b"a"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", b"a"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+)
+def test_an_answer_that_only_trickles_is_given_up(tmp_path: Path, begins: bytes, piece: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "slow.sock"))
+        listener.listen()
+        trickling = threading.Thread(target=trickle, args=(listener, begins, piece))
+        trickling.start()
+        with pytest.raises(ApiError, match=r"GET /: (timed out|its answer did not end)"):
+            FirecrackerApi(tmp_path / "slow.sock", timeout=0.5).get("/")
+        trickling.join()
+
+
+def trickle(listener: socket.socket, begins: bytes, piece: bytes) -> None:
+    link, _ = listener.accept()
+    with link, suppress(OSError):
+        read_request(link)
+        link.sendall(begins)
+        while True:
+            link.sendall(piece)
+            threading.Event().wait(0.02)
+
+
+def test_an_answer_without_end_is_given_up(answering: Callable[[bytes], FirecrackerApi]) -> None:
+    with pytest.raises(ApiError, match="its answer has more than 1048576 bytes"):
+        answering(http(200, " " * ((1 << 20) + 1))).get("/")
 
 
 def http(status: int, body: str) -> bytes:

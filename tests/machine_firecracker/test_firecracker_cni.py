@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import firebuild_bootstrap.machine.firecracker.cni as module
 from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
 from firebuild_bootstrap.machine.firecracker.cni import CniNetwork, find_config, link_of, tap_and_guest
 from firebuild_bootstrap.machine.firecracker.settings import NetworkSettings
@@ -136,6 +137,30 @@ def test_a_plugin_that_cannot_be_run_or_cannot_delete_is_an_error(cni: Cni) -> N
     [problem] = cni.leftovers.clear()
     assert "fb-ptp failed: " in problem
     assert "try again later" in problem
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("yes", "it wrote more than 1048576 bytes"),
+        ("yes >&2", "it wrote more than 1048576 bytes"),
+        ("sleep 600", "it did not end within 1 second"),
+    ],
+)
+def test_a_plugin_that_goes_on_for_ever_is_ended_and_everything_is_taken_back(
+    cni: Cni, script: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "sleep" in script:
+        monkeypatch.setattr(module, "_SECONDS", 1)
+    plugin = cni.plugins / "endless"
+    plugin.write_text(f'#!/bin/sh\n[ "$CNI_COMMAND" = DEL ] || {script}\n')
+    plugin.chmod(0o755)
+    cni.write({"type": "endless"})
+    with pytest.raises(MachineError, match=f"the plugin {plugin} failed: {words}"):
+        cni.network().connect()
+    assert cni.leftovers.clear() == []
+    assert not os.path.exists(f"/run/netns/firebuild-{cni.name}")
 
 
 @pytest.mark.needs("root")

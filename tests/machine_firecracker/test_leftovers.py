@@ -42,7 +42,7 @@ def test_a_command_that_fails_is_told_unless_it_is_quiet(
     leftovers.add_command(["sleep", "60"])
     monkeypatch.setattr(module, "_COMMAND_SECONDS", 0.1)
     slow, missing, silent, loud = leftovers.clear()
-    assert "timed out" in slow
+    assert slow == "sleep 60: it did not end within 0.1 seconds"
     assert "No such file" in missing
     assert silent == "sh -c exit 3 failed: 3"
     assert loud.endswith("failed: no")

@@ -63,15 +63,15 @@ for name in PLAIN.split():
 for leak in ("repr", "environ", "log", "warning", "error"):
     globals()[f"Test_leaking_in_{leak}"] = suite("secretive", block={"leak": leak})
 
-for habit in HABITS:
-    globals()[f"Test_habit_{habit.replace(' ', '_')}"] = suite("indiscreet", block={"leak": habit})
-
 BRIEFLY = {"call_timeout": "300ms"}
 MANNERS = """logs_and_errors_show_no_secrets no_secret_is_an_argument the_process_stays_as_it_was
 nothing_is_left_behind"""
-for habit in MORE_HABITS.keys() - {"signals"}:
+DISCRETION = """no_secret_is_printed no_secret_is_put_into_the_environment wrong_secrets_are_not_shown
+files_keep_secrets standard_output_is_left_alone"""
+Test_habit_discreet = suite("indiscreet", block={"leak": "discreet"})
+for habit in (HABITS.keys() | MORE_HABITS.keys()) - {"discreet", "signals"}:
     globals()[f"Test_habit_{habit.replace(' ', '_')}"] = selected(
-        "indiscreet", MANNERS, block={"leak": habit}
+        "indiscreet", f"{MANNERS} {DISCRETION}" if habit in HABITS else MANNERS, block={"leak": habit}
     )
 
 ANSWER, TRUST = "the_answer_is_a_certificate", "the_trust_bundle_holds_valid_cas"

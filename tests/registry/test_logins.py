@@ -374,7 +374,7 @@ def test_a_program_for_credentials_is_bounded_in_output_and_time_and_ends_with_i
         program.chmod(0o755)
 
     behaves("cat /dev/zero")
-    with pytest.raises(InputError, match="the answer of docker-credential-tests has more than 65536 bytes"):
+    with pytest.raises(InputError, match="docker-credential-tests: it wrote more than 65536 bytes"):
         found(environ)
     # A child that keeps the pipe open is not waited for, and does not stay.
     behaves(f'sleep 600 & echo $! > {pid}; echo \'{{"Username": "me", "Secret": "{PASSWORD}"}}\'')
@@ -392,7 +392,7 @@ def test_a_program_for_credentials_is_bounded_in_output_and_time_and_ends_with_i
         find_credentials("registry.example", "web", RegistrySettings(), environ, interrupted)
     assert ended(int(pid.read_text()))
     monkeypatch.setattr(credentials, "_HELPER_SECONDS", 0.1)
-    with pytest.raises(InputError, match=r"docker-credential-tests gave no answer in 0\.1 seconds"):
+    with pytest.raises(InputError, match=r"docker-credential-tests: it did not end within 0\.1 seconds"):
         found(environ)
 
 

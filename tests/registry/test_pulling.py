@@ -288,6 +288,8 @@ def test_a_head_or_a_body_that_drips_is_given_up(small: Small, client: Client) -
     assert "no answer in time" in str(failure(registries, client, f"{small.host}/web:1"))
     small.behaviours.append(once("/manifests/", drip(b"Content-Type: text/plain\r\n\r\n")))
     assert "did not come in time" in str(failure(registries, client, f"{small.host}/web:1"))
+    small.behaviours.append(once("/manifests/", drip(b"Transfer-Encoding: chunked\r\n\r\n")))
+    assert "no answer in time" in str(failure(registries, client, f"{small.host}/web:1"))
     refusal = b"Content-Type: text/plain\r\n\r\n"
     small.behaviours.append(once("/manifests/", drip(refusal, b"HTTP/1.1 404 Not Found\r\n")))
     assert "it answered 404 Not Found" in str(failure(registries, client, f"{small.host}/web:1"))

@@ -211,9 +211,15 @@ def test_bwrap_comes_from_its_package_or_else_from_the_path(
 
 
 def test_a_program_that_hangs_is_ended_after_its_time(sandbox: Sandbox, runtime: Runtime) -> None:
-    with pytest.raises(MachineError, match=r"sleep did not end within 0\.2 s"):
+    with pytest.raises(MachineError, match=r"sleep: it did not end within 0\.2 seconds"):
         sandbox.run(["sleep", "7711"], binds=runtime.binds, timeout=0.2)
     assert not alive("7711")
+
+
+@pytest.mark.parametrize("stream", ["", ">&2"])
+def test_a_program_that_writes_for_ever_is_ended(sandbox: Sandbox, runtime: Runtime, stream: str) -> None:
+    with pytest.raises(MachineError, match="sh: it wrote more than 67108864 bytes"):
+        sandbox.run(["sh", "-c", f"yes {stream}"], binds=runtime.binds)
 
 
 def test_terminate_reaches_the_program_itself(sandbox: Sandbox, runtime: Runtime) -> None:

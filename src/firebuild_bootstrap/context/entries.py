@@ -298,11 +298,21 @@ def checked(
 
 @dataclass(frozen=True)
 class FetchLimits:
-    """How long a download may take, without any progress and in all (seconds), and its bytes."""
+    """What a download or a repository may take.
+
+    Args:
+        idle_seconds: without any progress.
+        total_seconds: in all.
+        total_bytes: on disk.
+        total_entries: files and directories of a repository, those of git included.
+        memory: bytes of data of git, and of each program that it starts.
+    """
 
     idle_seconds: float = 30.0
     total_seconds: float = 900.0
     total_bytes: int = 16 << 30
+    total_entries: int = 4_000_000
+    memory: int = 4 << 30
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,7 @@ import io
 import os
 import re
 import shutil
-import signal
 import ssl
-import subprocess
 import tempfile
 import time
 import urllib.error
@@ -35,6 +33,8 @@ from firebuild_bootstrap.dockerfile.graph import GitTree
 from firebuild_bootstrap.dockerfile.operations import file_name, redacted
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers import tar
+from firebuild_bootstrap.programs import LimitExceeded, run_program
+from firebuild_bootstrap.sizes import human_size
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.connections import BoundedResponse, client_context
 from firebuild_pki.display import counted, one_line
@@ -61,6 +61,8 @@ _ENVIRONMENT: Final[Mapping[str, str]] = {
     "GIT_SSH_COMMAND": "ssh -o BatchMode=yes",
     "LC_ALL": "C",
 }
+
+_SMALLER: Final = "name a smaller repository, or clone what is needed of it into the build context"
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ def _request(parsed: urllib.parse.SplitResult) -> urllib.request.Request:
     return request
 
 
-class _NoDowngrade(urllib.request.HTTPRedirectHandler):
+class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(  # noqa: PLR0917
         self,
         req: urllib.request.Request,
@@ -202,8 +204,8 @@ class _NoDowngrade(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
+        fp.close()  # or urllib reads all of its body, however much that is
         if req.type == "https" and not newurl.lower().startswith("https:"):
-            fp.close()
             raise urllib.error.URLError("the server redirects from https to an unprotected URL")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -237,7 +239,7 @@ def _opener() -> urllib.request.OpenerDirector:
         _Plain(),
         _TLS(context=client_context()),
         urllib.request.HTTPDefaultErrorHandler(),
-        _NoDowngrade(),
+        _Redirects(),
         urllib.request.HTTPErrorProcessor(),
     ):
         opener.add_handler(handler)
@@ -304,7 +306,7 @@ def clone(
         tree: what to fetch.
         directory: an existing directory; the caller removes it with what is made in it.
         location: the instruction, for errors.
-        limits: how long it may take.
+        limits: how long it may take, and how much disk and memory.
         environment: of git, for example with an SSH agent; `GIT_*` of it counts for nothing.
 
     Returns:
@@ -312,10 +314,14 @@ def clone(
 
     Raises:
         InputError: there is no git, the repository or ref does not exist or can't be read without a question,
-            it takes too long, or the commit is not the expected one.
+            it takes more than the limits allow, or the commit is not the expected one.
     """
     made = _Clone(tree, directory, location, limits, environment)
     return Cloned(made.path, made.commit)
+
+
+class _GitError(InputError):
+    """Git could not do what it was asked to."""
 
 
 class _Clone:
@@ -331,6 +337,7 @@ class _Clone:
         self._shown = redacted(tree.url)
         self._limits = limits
         self._end = time.monotonic() + limits.total_seconds
+        self._measured = 0.0
         kept = {name: value for name, value in environment.items() if not name.startswith("GIT_")}
         self._environment = {**kept, **_ENVIRONMENT}
         self._program = shutil.which("git", path=environment.get("PATH"))
@@ -348,6 +355,7 @@ class _Clone:
         self._git("checkout", "--quiet", "--detach", commit)
         if tree.submodules:
             self._git("submodule", "--quiet", "update", "--init", "--recursive", "--checkout", "--force")
+        self._measure()
         committed = self._git("show", "--no-patch", "--format=%ct", commit)
         if not tree.keep_git_dir:
             self._remove_git_directories()
@@ -357,13 +365,13 @@ class _Clone:
         """Fetch what is needed for `ref`, and return what git calls its commit then."""
         words = ("fetch", "--quiet", "--no-recurse-submodules", "--force")
         one = ("--no-tags", "origin", "--", ref or "HEAD")
-        with suppress(InputError):
+        with suppress(_GitError):
             self._git(*words, "--depth=1", *one)
             return "FETCH_HEAD^{commit}"
         try:
             self._git(*words, *one)  # plain web servers know no depth
             return "FETCH_HEAD^{commit}"
-        except InputError:
+        except _GitError:
             # Many servers don't give a commit by its name, and none by the beginning of it.
             if not _COMMIT.fullmatch(ref):
                 raise
@@ -381,36 +389,63 @@ class _Clone:
         """Run git, and return what it writes.
 
         Raises:
-            InputError: it fails, or takes too long.
+            _GitError: it fails.
+            InputError: it takes too much.
         """
         assert self._program is not None  # found when this began  # noqa: S101
         slow = f"http.lowSpeedTime={self._limits.idle_seconds:.0f}"
-        command = [self._program, *_OPTIONS, "-c", slow, *words]
-        with subprocess.Popen(
-            command,
-            cwd=self.path,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            umask=0o022,
-        ) as process:
-            try:
-                out, err = process.communicate(timeout=max(0.0, self._end - time.monotonic()))
-            except subprocess.TimeoutExpired as error:
-                raise self._error("it took too long") from error
-            finally:
-                # Also what it has started, such as ssh.
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-        if process.returncode:
-            lines = err.decode("utf-8", "replace").strip().splitlines() or [f"git {words[0]} failed"]
-            raise self._error(one_line(lines[-1].removeprefix("fatal: "), 300))
-        return out.decode("utf-8", "replace").strip()
+        try:
+            done = run_program(
+                [self._program, *_OPTIONS, "-c", slow, *words],
+                cwd=self.path,
+                env=self._environment,
+                umask=0o022,
+                seconds=max(0.0, self._end - time.monotonic()),
+                memory=self._limits.memory,
+                check=self._watch,
+            )
+        except LimitExceeded as error:
+            late = time.monotonic() >= self._end
+            why = f"it took longer than {counted(self._limits.total_seconds, 'second')}" if late else error
+            raise self._error(f"git {words[0]}: {why}", _SMALLER) from error
+        if done.returncode:
+            said = done.stderr.decode("utf-8", "replace").strip()
+            last = one_line(
+                (said.splitlines() or [f"git {words[0]} failed"])[-1].removeprefix("fatal: "), 300
+            )
+            if "out of memory" in said.lower():
+                raise self._error(
+                    f"git may have {human_size(self._limits.memory)} of memory: {last}", _SMALLER
+                )
+            raise self._error(last, kind=_GitError)
+        return done.stdout.decode("utf-8", "replace").strip()
 
-    def _error(self, why: str, hint: str | None = None) -> InputError:
-        return InputError(f"{self._shown} can't be fetched: {why}", hint=hint, location=self._location)
+    def _watch(self) -> None:
+        """Measure the disk use every now and then, for not more than a tenth of the time."""
+        began = time.monotonic()
+        if began >= self._measured:
+            self._measure()
+            now = time.monotonic()
+            self._measured = now + max(1.0, 10 * (now - began))
+
+    def _measure(self) -> None:
+        size = entries = 0
+        for directory, names, files in os.walk(self.path):
+            entries += len(names) + len(files)
+            for name in files:
+                with suppress(FileNotFoundError):  # git has removed it meanwhile
+                    size += os.lstat(os.path.join(directory, name)).st_size
+            if size > self._limits.total_bytes:
+                raise self._error(
+                    f"it has more than {human_size(self._limits.total_bytes)} on disk", _SMALLER
+                )
+            if entries > self._limits.total_entries:
+                raise self._error(
+                    f"it has more than {self._limits.total_entries} files and directories", _SMALLER
+                )
+
+    def _error(self, why: str, hint: str | None = None, kind: type[InputError] = InputError) -> InputError:
+        return kind(f"{self._shown} can't be fetched: {why}", hint=hint, location=self._location)
 
 
 def _set_times(root: Path, seconds: int) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.programs import LimitExceeded, run_program
 
 # A shell, coreutils, and what the RUN lines of everyday Dockerfiles use; the rest is left out silently.
 TOOLS: Final = (
@@ -119,15 +119,15 @@ def make_host_tree(root: Path, search_path: str = _SEARCH) -> None:
 def _libraries(programs: list[str]) -> list[str]:
     """Return the libraries and the loader that `programs` need, by the paths they look for."""
     try:
-        done = subprocess.run(
-            ["ldd", *programs], capture_output=True, text=True, check=False, errors="replace"
-        )
+        done = run_program(["ldd", *programs])
     except FileNotFoundError as error:
         raise MachineError(
             "the program ldd was not found, which tells the libraries of a program",
             hint="install it, or import a base from a tar archive instead",
         ) from error
-    found = sorted(set(_LIBRARY.findall(done.stdout)))
+    except LimitExceeded as error:
+        raise MachineError(f"ldd failed: {error}") from error
+    found = sorted(set(_LIBRARY.findall(done.stdout.decode("utf-8", "replace"))))
     # The C library loads these by name when it looks up users and hosts (nsswitch.conf(5)).
     return [*found, *_siblings(found, ("libnss_files.so.2", "libnss_dns.so.2"))]
 

@@ -11,7 +11,6 @@ import io
 import os
 import posixpath
 import shutil
-import subprocess
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from firebuild_bootstrap.initramfs.cpio import write_archive
 from firebuild_bootstrap.initramfs.libraries import LibraryFinder
 from firebuild_bootstrap.initramfs.modules import ModuleSet, read_modules
 from firebuild_bootstrap.initramfs.runtime import PythonRuntime, compile_sources, find_python
+from firebuild_bootstrap.programs import LimitExceeded, run_program
 from firebuild_bootstrap.values import dataclass
 
 MACHINES: Final = ("x86_64", "aarch64")
@@ -165,6 +165,7 @@ _ZSTD_LEVEL: Final = 12
 _LZ4: Final = ("-l", "-12", "-z", "-c")  # Linux knows the legacy format only
 
 
+_MOST_BYTES: Final = 1 << 30  # of a kernel, which is more of it by far
 _KEPT_SECONDS: Final = 30 * 24 * 3600
 
 
@@ -222,7 +223,10 @@ def run_lz4(*arguments: str, data: bytes = b"", hint: str = "install the package
     program = shutil.which("lz4")
     if program is None:
         raise InputError("the program lz4 was not found", hint=hint)
-    done = subprocess.run([program, *arguments], input=data, capture_output=True, check=False)
+    try:
+        done = run_program([program, *arguments], data=data, most=_MOST_BYTES)
+    except LimitExceeded as error:
+        raise MachineError(f"lz4 failed: {error}") from error
     if done.returncode != 0:
         words = done.stderr.decode("utf-8", "replace").strip() or f"status {done.returncode}"
         raise MachineError(f"lz4 failed: {words}")

@@ -11,7 +11,6 @@ import importlib.util
 import marshal
 import os
 import re
-import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from typing import Final
 
 import firebuild_bootstrap
 from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.programs import LimitExceeded, run_program
 from firebuild_bootstrap.values import dataclass
 
 # A process of its own that always does the same: what is shared and interned shows in compiled code.
@@ -64,6 +64,8 @@ _OWN: Final = (
 )
 _PACKAGES: Final = ("grpc", "google.protobuf", "google._upb")
 _MODULES: Final = ("typing_extensions",)
+_COMPILE_SECONDS: Final = 900.0
+_MOST_COMPILED: Final = 256 << 20  # the standard library has 10 MB
 _SKIPPED_FOLDERS: Final = frozenset({"__pycache__", "test", "tests", "testing"})
 
 
@@ -79,13 +81,16 @@ def compile_sources(python: Path, sources: Mapping[str, bytes], prefix: str) -> 
         MachineError: the interpreter failed.
     """
     request = marshal.dumps({name: (f"{prefix}/{name}", data) for name, data in sources.items()})
-    done = subprocess.run(
-        [python, "-I", "-S", "-B", "-X", "utf8", "-W", "ignore", "-c", _WORKER],
-        input=request,
-        capture_output=True,
-        env={"PYTHONHASHSEED": "0"},
-        check=False,
-    )
+    try:
+        done = run_program(
+            [python, "-I", "-S", "-B", "-X", "utf8", "-W", "ignore", "-c", _WORKER],
+            data=request,
+            env={"PYTHONHASHSEED": "0"},
+            seconds=_COMPILE_SECONDS,
+            most=_MOST_COMPILED,
+        )
+    except LimitExceeded as error:
+        raise MachineError(f"{python} could not compile the initramfs: {error}") from error
     if done.returncode != 0:
         words = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it failed silently"]
         raise MachineError(f"{python} could not compile the initramfs: {words[-1]}")

@@ -12,12 +12,12 @@ import mmap
 import os
 import stat
 import struct
-import subprocess
 import sys
 from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.programs import LimitExceeded, run_program
 from firebuild_pki.display import counted
 
 KVM: Final = Path("/dev/kvm")
@@ -92,12 +92,12 @@ def guest_problem(seconds: float = _SECONDS) -> str:
     """
     command = [sys.executable, "-m", __name__]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
+        done = run_program(command, seconds=seconds)
+    except LimitExceeded:
         return f"a guest did not execute one instruction within {counted(seconds, 'second')}"
     except OSError as error:
         return f"the trial could not be started: {error.strerror}"
-    words = done.stderr.strip().splitlines()
+    words = done.stderr.decode("utf-8", "replace").strip().splitlines()
     return "" if done.returncode == 0 else words[-1] if words else f"status {done.returncode}"
 
 

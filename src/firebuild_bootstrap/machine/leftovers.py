@@ -11,12 +11,13 @@ import json
 import os
 import select
 import signal
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from firebuild_bootstrap.programs import LimitExceeded, run_program
 from firebuild_bootstrap.removal import remove_tree
+from firebuild_pki.display import one_line
 
 _FILE: Final = "leftovers"
 _PROCESS_SECONDS: Final = 10.0
@@ -107,21 +108,15 @@ def _run(entry: Mapping[str, Any]) -> str:
     if (needs := entry.get("needs")) and not os.path.exists(needs):
         return ""
     try:
-        done = subprocess.run(
-            argv,
-            input=entry["text"],
-            env={"PATH": _PATH, **entry["env"]},
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_COMMAND_SECONDS,
-            check=False,
+        done = run_program(
+            argv, data=entry["text"].encode(), env={"PATH": _PATH, **entry["env"]}, seconds=_COMMAND_SECONDS
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except (OSError, LimitExceeded) as error:
         return f"{' '.join(argv)}: {error}"
     if done.returncode == 0 or entry["quiet"]:
         return ""
-    return f"{' '.join(argv)} failed: {(done.stderr or done.stdout).strip() or done.returncode}"
+    words = (done.stderr or done.stdout).decode("utf-8", "replace").strip()
+    return f"{' '.join(argv)} failed: {one_line(words) or done.returncode}"
 
 
 def _remove(path: Path) -> str:

@@ -14,17 +14,13 @@ import binascii
 import json
 import os
 import re
-import select
-import signal
-import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import field
 from functools import partial
-from typing import IO, Any, Final, cast
+from typing import Any, Final
 
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.programs import LimitExceeded, run_program
 from firebuild_bootstrap.registry.settings import RegistrySettings
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
@@ -38,7 +34,7 @@ _MAX_FILE: Final = 1 << 20
 _MAX_ANSWER: Final = 64 << 10
 _HELPER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 _HELPER_SECONDS: Final = 60.0
-_HELPER_PAUSE: Final = 0.2
+_HELPER_REMEDY: Final = "try it by hand, or take it out of credsStore and credHelpers"
 # What docker-credential-helpers print for a registry that they do not know (credentials/error.go).
 _NOT_FOUND: Final = ("credentials not found", "no credentials server url", "no credentials username")
 
@@ -232,61 +228,17 @@ def _ask(helper: str, key: str, environ: Mapping[str, str], check: Callable[[], 
 
 
 def _run(program: str, server: str, environ: Mapping[str, str], check: Callable[[], None]) -> tuple[int, str]:
-    """Run a program of bounded output and time; what it has started ends with it."""
     try:
-        process = subprocess.Popen(
+        done = run_program(
             [program, "get"],
-            env=dict(environ),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            data=server.encode(),
+            env=environ,
+            seconds=_HELPER_SECONDS,
+            most=_MAX_ANSWER,
+            check=check,
         )
+    except LimitExceeded as error:
+        raise InputError(f"{program}: {error}", hint=_HELPER_REMEDY) from None
     except OSError as error:
-        raise InputError(
-            f"{program} can't be started: {error.strerror}",
-            hint="install it, or take it out of credsStore and credHelpers",
-        ) from None
-    with process:
-        try:
-            answer = _conversation(program, process, server, check)
-        finally:
-            # Before it is waited for: until then nobody else can have got its number.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    return process.returncode, answer.decode("utf-8", "replace")
-
-
-def _conversation(
-    program: str, process: subprocess.Popen[bytes], server: str, check: Callable[[], None]
-) -> bytes:
-    """Send one line, and return what comes until the program ends, which is not waited for."""
-    asked, answers = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
-    with suppress(BrokenPipeError):  # it does not read what it is asked
-        asked.write(server.encode())
-        asked.close()
-    answer = bytearray()
-    end = time.monotonic() + _HELPER_SECONDS
-    output, ended = answers.fileno(), os.pidfd_open(process.pid)
-    try:
-        poll = select.poll()
-        poll.register(output, select.POLLIN)
-        poll.register(ended, select.POLLIN)
-        while True:
-            check()
-            ready = {descriptor for descriptor, _ in poll.poll(_HELPER_PAUSE * 1000)}
-            # What the program has written is read before its end counts; what its children write is not.
-            if output in ready:
-                piece = os.read(output, _MAX_ANSWER)
-                answer += piece
-                if len(answer) > _MAX_ANSWER:
-                    raise InputError(f"the answer of {program} has more than {_MAX_ANSWER} bytes")
-                if not piece:
-                    poll.unregister(output)
-            elif ended in ready:
-                break
-            if time.monotonic() > end:
-                raise InputError(f"{program} gave no answer in {_HELPER_SECONDS:g} seconds")
-    finally:
-        os.close(ended)
-    return bytes(answer)
+        raise InputError(f"{program} can't be started: {error.strerror}", hint=_HELPER_REMEDY) from None
+    return done.returncode, done.stdout.decode("utf-8", "replace")

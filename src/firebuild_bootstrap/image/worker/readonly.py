@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from struct import pack, unpack_from
-from tempfile import TemporaryFile
+from threading import Thread
 from typing import IO, Final, cast
 from uuid import UUID
 
@@ -150,24 +150,35 @@ def _run(
         fails: it may.
     """
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_SYSTEM])
-    with TemporaryFile() as output:
+    try:
+        process = subprocess.Popen(
+            command,
+            env={"PATH": path, "LC_ALL": "C", **env},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+    except FileNotFoundError as error:
+        package = next(package for program, package in PROGRAMS.values() if program == command[0])
+        raise LayerError(
+            f"the program {command[0]} was not found", f"install the package {package}"
+        ) from error
+    said = bytearray()
+    with process:
+        reading = Thread(target=_listen, args=(process.stdout, said))
+        reading.start()
         try:
-            process = subprocess.Popen(
-                command,
-                env={"PATH": path, "LC_ALL": "C", **env},
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-            )
-        except FileNotFoundError as error:
-            package = next(package for program, package in PROGRAMS.values() if program == command[0])
-            raise LayerError(
-                f"the program {command[0]} was not found", f"install the package {package}"
-            ) from error
-        with suppress(BrokenPipeError), process:  # it has ended then, and says why
-            write_layer(cast(IO[bytes], process.stdin), files)
-        output.seek(0)
-        text = output.read(_MOST_SAID).decode("utf-8", "replace").strip()
-        if process.returncode and not fails:
-            raise LayerError(f"{command[0]} failed: {text[:500] or f'it ended with {process.returncode}'}")
-        return text
+            with suppress(BrokenPipeError), cast(IO[bytes], process.stdin) as asked:
+                write_layer(asked, files)  # where the pipe is broken, the program has ended, and says why
+        finally:
+            reading.join()
+    text = said.decode("utf-8", "replace").strip()
+    if process.returncode and not fails:
+        raise LayerError(f"{command[0]} failed: {text[:500] or f'it ended with {process.returncode}'}")
+    return text
+
+
+def _listen(output: IO[bytes], said: bytearray) -> None:
+    """Keep the beginning of what a program writes: it may have a line for each of a million files."""
+    while piece := output.read(_MOST_SAID):
+        said += piece[: _MOST_SAID - len(said)]

@@ -18,6 +18,7 @@ from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
 from firebuild_bootstrap.mmds.store import STORE_LIMIT, DataStore, compact_json
 from firebuild_bootstrap.values import dataclass
+from firebuild_pki.connections import BoundedResponse
 
 # The one path whose bodies Firecracker never writes to its log.
 SECRET_PATH: Final = "/mmds"  # noqa: S105 - a path
@@ -39,7 +40,7 @@ class FirecrackerApi:
 
     Args:
         path: the socket; it may be longer than the 107 bytes of a socket address.
-        timeout: seconds for one request.
+        timeout: seconds to connect, and for the head and the body of an answer.
     """
 
     def __init__(self, path: Path, *, timeout: float = _SECONDS) -> None:
@@ -94,13 +95,25 @@ class FirecrackerApi:
                 return
             time.sleep(_PAUSE)
 
+    def _body(self, response: http.client.HTTPResponse) -> bytes:
+        """Return the body, which has as long as the head had; a socket's timeout is for each byte."""
+        deadline = time.monotonic() + self._timeout
+        body = bytearray()
+        while piece := response.read1(_MAX_ANSWER):
+            body += piece
+            if len(body) > _MAX_ANSWER:
+                raise http.client.HTTPException(f"its answer has more than {_MAX_ANSWER} bytes")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"its answer did not end within {self._timeout:g} seconds")
+        return bytes(body)
+
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None, *, accept: int) -> bytes:
         text = None if body is None else compact_json(body).encode()
         connection = _Connection(self.path, self._timeout)
         try:
             connection.request(method, path, text, _headers(text))
             with connection.getresponse() as response:
-                answer = response.read(_MAX_ANSWER)
+                answer = self._body(response)
         except (OSError, http.client.HTTPException) as error:
             raise ApiError(
                 f"Firecracker at {self.path} did not answer {method} {path}: {_reason(error)}",
@@ -118,6 +131,8 @@ class FirecrackerApi:
 
 
 class _Connection(http.client.HTTPConnection):
+    response_class = BoundedResponse
+
     def __init__(self, path: Path, timeout: float) -> None:
         super().__init__("localhost", timeout=timeout)
         self._path = path

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.programs import LimitExceeded, run_program
 from firebuild_pki.display import counted
 
 # The V2 of the metadata service and today's form of the API came with it.
@@ -52,20 +52,13 @@ def program_version(program: Path) -> tuple[int, int]:
         MachineError: it can't be run.
     """
     try:
-        done = subprocess.run(
-            [program, "--version"],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it does not answer"
+        done = run_program([program, "--version"], seconds=_SECONDS)
+    except (OSError, LimitExceeded) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise MachineError(
             f"{program} --version failed: {reason}", hint="is it built for this host's processor?"
         ) from error
-    return check_version(done.stdout, str(program))
+    return check_version(done.stdout.decode("utf-8", "replace"), str(program))
 
 
 def check_version(text: str, where: str) -> tuple[int, int]:

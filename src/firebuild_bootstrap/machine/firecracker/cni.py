@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import MALFORMED, InputError, MachineError
@@ -20,6 +20,7 @@ from firebuild_bootstrap.initramfs import StaticAddress
 from firebuild_bootstrap.machine.firecracker.network import Link, Network, guest_address, ip, mac_of
 from firebuild_bootstrap.machine.firecracker.settings import NetworkSettings
 from firebuild_bootstrap.machine.leftovers import Leftovers
+from firebuild_bootstrap.programs import LimitExceeded, run_program
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
@@ -98,18 +99,16 @@ class CniNetwork(Network):
     ) -> Mapping[str, Any]:
         program = self._program(plugin)
         try:
-            done = subprocess.run(
+            done = run_program(
                 [program],
-                input=config.request(plugin, previous),
+                data=config.request(plugin, previous).encode(),
                 env=self._environment("ADD"),
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_SECONDS,
-                check=False,
+                seconds=_SECONDS,
             )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise MachineError(f"{_WHERE}: the plugin {program} failed: {error}") from error
+        except (OSError, LimitExceeded) as error:
+            raise MachineError(
+                f"{_WHERE}: the plugin {program} failed: {error}", hint="run it by hand, as cnitool does"
+            ) from error
         answer = _parse(done.stdout)
         if done.returncode != 0 or answer is None:
             raise MachineError(
@@ -271,7 +270,7 @@ def _is_ipv4(text: str) -> bool:
     return True
 
 
-def _parse(text: str) -> dict[str, Any] | None:
+def _parse(text: str | bytes) -> dict[str, Any] | None:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
@@ -279,8 +278,8 @@ def _parse(text: str) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def _complaint(answer: Mapping[str, Any] | None, done: subprocess.CompletedProcess[str]) -> str:
+def _complaint(answer: Mapping[str, Any] | None, done: CompletedProcess[bytes]) -> str:
     if answer is not None and "msg" in answer:
         return " ".join(str(answer[key]) for key in ("msg", "details") if answer.get(key))
-    words = (done.stderr or done.stdout).strip()
+    words = (done.stderr or done.stdout).decode("utf-8", "replace").strip()
     return words[-500:] or f"it ended with status {done.returncode}"

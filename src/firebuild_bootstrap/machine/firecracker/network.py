@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.initramfs import StaticAddress
 from firebuild_bootstrap.machine.firecracker.settings import NetworkSettings
 from firebuild_bootstrap.machine.leftovers import Leftovers
+from firebuild_bootstrap.programs import LimitExceeded, run_program
 from firebuild_bootstrap.values import dataclass
 
 _SEARCH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -27,6 +27,7 @@ _IFF_TAP: Final = 0x2  # linux/if_tun.h
 _TUN: Final = Path("/dev/net/tun")
 _MAX_TRIES: Final = 4096
 _CAP_NET_ADMIN: Final = 12
+_MOST_INTERFACES: Final = 64 << 20  # bytes; about 1 KB for each of a host's
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,14 @@ def ip(*arguments: str) -> str:
     program = shutil.which("ip", path=_SEARCH)
     if program is None:
         raise MachineError("the program ip was not found", hint="install the package iproute2")
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+    try:
+        done = run_program([program, *arguments], most=_MOST_INTERFACES)
+    except LimitExceeded as error:
+        raise MachineError(f"ip {' '.join(arguments)} failed: {error}") from error
     if done.returncode != 0:
-        words = done.stderr.strip() or f"status {done.returncode}"
+        words = done.stderr.decode("utf-8", "replace").strip() or f"status {done.returncode}"
         raise MachineError(f"ip {' '.join(arguments)} failed: {words}")
-    return done.stdout
+    return done.stdout.decode("utf-8", "replace")
 
 
 def interfaces() -> list[Interface]:

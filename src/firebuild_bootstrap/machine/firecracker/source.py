@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from firebuild_bootstrap.machine.firecracker.checks import OLDEST, check_version
 from firebuild_bootstrap.machine.firecracker.process import ForeignProcess, Process, StartedProcess
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings, JailerSettings
 from firebuild_bootstrap.machine.leftovers import Leftovers
+from firebuild_bootstrap.programs import LimitExceeded, run_program
 from firebuild_bootstrap.values import dataclass
 
 _SOCKET: Final = "api.sock"
@@ -222,6 +222,7 @@ def _cgroups(settings: JailerSettings, program: str, machine_id: str) -> list[Pa
 
 # Inside a jail; Firecracker's default.
 JAILED_SOCKET: Final = "/run/firecracker.socket"
+_MOVE_SECONDS: Final = 3600.0
 _COPY: Final = (
     "--sparse=always",
     "--no-dereference",
@@ -388,14 +389,13 @@ def _move(source: Path, target: Path) -> None:
         if error.errno != errno.EXDEV:
             raise _not_copied(source, target, error) from error
         # Another file system; holes stay holes.
-        done = subprocess.run(
-            ["cp", *_COPY, "--", source, target],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        try:
+            done = run_program(["cp", *_COPY, "--", source, target], seconds=_MOVE_SECONDS)
+        except LimitExceeded as late:
+            raise MachineError(f"{source} can't be moved to {target}: {late}") from late
         if done.returncode != 0:
-            raise MachineError(f"{source} can't be moved to {target}: {done.stderr.strip()}") from error
+            words = done.stderr.decode("utf-8", "replace").strip()
+            raise MachineError(f"{source} can't be moved to {target}: {words}") from error
         source.unlink()
 
 

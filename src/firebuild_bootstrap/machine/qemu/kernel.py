@@ -59,7 +59,7 @@ def find_kernel(image: Path | None, modules: Sequence[Path] = (), *, root: Path 
     wrong = next((directory for directory in named if not directory.is_dir()), None)
     if wrong is not None:
         raise InputError(f"machine.qemu.kernel_modules: {wrong} is not a directory")
-    return Kernel(image, release, named or _find_modules(image, release, root))
+    return Kernel(image, release, named or modules_for(image, release, root))
 
 
 def read_release(image: Path) -> str:
@@ -90,11 +90,23 @@ def _release_of_vmlinux(image: Path, head: bytes, descriptor: int) -> str:
     if int.from_bytes(head[18:20], "little") != _ELF_X86_64:
         raise InputError(f"{image} is not a program for x86-64, so no kernel to boot here", hint=_HOW)
     with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as content:
-        found = _BANNER.search(content)
-        return found[1].decode("ascii") if found else ""
+        return release_in(content)
 
 
-def _find_modules(image: Path, release: str, root: Path) -> tuple[Path, ...]:
+def release_in(content: bytes | mmap.mmap) -> str:
+    """Return the release that an uncompressed kernel of any architecture says; empty where it says none."""
+    found = _BANNER.search(content)
+    return found[1].decode("ascii") if found else ""
+
+
+def modules_for(image: Path, release: str, root: Path = Path("/")) -> tuple[Path, ...]:
+    """Return the directory of a kernel's modules: beside it, or of this host; none where there is none.
+
+    Args:
+        image: the kernel.
+        release: as `uname -r` says in the machine; may be empty.
+        root: where `lib` of the host is.
+    """
     if not release:
         return ()
     beside = image.parent.parent

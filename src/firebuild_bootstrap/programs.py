@@ -1,0 +1,152 @@
+"""Running other programs: what they write, how long they take and what memory they have is bounded.
+
+`subprocess` reads all that a program writes into memory, and then waits for whoever else has its pipes open.
+What is here ends a program that writes or takes too much, and with it what it has started.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Final, cast
+
+from firebuild_pki.display import counted
+
+MOST_OUTPUT: Final = 1 << 20
+"""Bytes of its output, and of its complaints, that a program may write unless told otherwise."""
+
+SECONDS: Final = 60.0
+"""How long a program may take unless told otherwise."""
+
+_CHECK_SECONDS: Final = 0.2
+_PIECE: Final = 1 << 16
+# All that the program starts inherits it. `ulimit -d` counts KiB.
+_LIMITED: Final = 'ulimit -S -d "$0"; exec "$@"'
+
+
+class LimitExceeded(Exception):
+    """A program wrote too much, or took too long, and was ended: in words that begin with `it`."""
+
+
+def run_program(
+    command: Sequence[str | Path],
+    *,
+    data: bytes = b"",
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    umask: int = -1,
+    seconds: float = SECONDS,
+    most: int = MOST_OUTPUT,
+    memory: int | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a program until it ends; what it has started, and is in its session still, ends with it.
+
+    Args:
+        command: the program and its arguments.
+        data: its standard input.
+        env: its environment; that of this process when None.
+        cwd: where to run it.
+        umask: its umask; that of this process when -1.
+        seconds: how long it may take.
+        most: bytes of its output, and of its complaints.
+        memory: bytes of data that it and each of its children may have; None for no limit.
+        check: called several times a second; what it raises ends the program.
+
+    Returns:
+        its status, output and complaints.
+
+    Raises:
+        OSError: it can't be started.
+        LimitExceeded: it wrote more than `most`, or did not end within `seconds`.
+    """
+    limited = [] if memory is None else ["/bin/sh", "-c", _LIMITED, str(memory >> 10)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [*limited, *command],
+        env=env,
+        cwd=cwd,
+        umask=umask,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, complaints = converse(process, data, seconds=seconds, most=most, check=check)
+        finally:
+            # Before it is waited for: until then nobody else can have got its number.
+            with suppress(ProcessLookupError, PermissionError):  # it may have become another user
+                os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(command, process.returncode, output, complaints)
+
+
+def converse(
+    process: subprocess.Popen[bytes],
+    data: bytes,
+    *,
+    seconds: float,
+    most: int,
+    check: Callable[[], None],
+) -> tuple[bytes, bytes]:
+    """Give a process, whose three streams are pipes, its input, and return what it writes until it ends.
+
+    What its children write after its end is not waited for. Otherwise see `run_program`.
+    """
+    asked, streams = cast(IO[bytes], process.stdin), (process.stdout, process.stderr)
+    said = {cast(IO[bytes], stream).fileno(): bytearray() for stream in streams}
+    deadline = time.monotonic() + seconds
+    poll = select.poll()
+    for descriptor in said:
+        poll.register(descriptor, select.POLLIN)
+    os.set_blocking(asked.fileno(), False)
+    poll.register(asked, select.POLLOUT)
+    sending, rest = asked.fileno(), memoryview(data)
+    ended = _end_of(process)
+    poll.register(ended, select.POLLIN)
+    try:
+        while True:
+            check()
+            ready = {descriptor for descriptor, _ in poll.poll(_CHECK_SECONDS * 1000)}
+            if sending in ready and not (rest := _unsent(asked, rest)):
+                poll.unregister(sending)
+                asked.close()
+            for descriptor in ready & said.keys():
+                piece = os.read(descriptor, _PIECE)
+                said[descriptor] += piece
+                if len(said[descriptor]) > most:
+                    raise LimitExceeded(f"it wrote more than {counted(most, 'byte')}")
+                if not piece:
+                    poll.unregister(descriptor)
+            if ready == {ended}:  # what the program has written is read before its end counts
+                break
+            if time.monotonic() > deadline:
+                raise LimitExceeded(f"it did not end within {counted(seconds, 'second')}")
+    finally:
+        os.close(ended)
+    output, complaints = said.values()
+    return bytes(output), bytes(complaints)
+
+
+def _end_of(process: subprocess.Popen[bytes]) -> int:
+    """Return a descriptor that can be read from once the process has ended."""
+    try:
+        return os.pidfd_open(process.pid)
+    except ProcessLookupError:  # and another thread has waited for it
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _unsent(asked: IO[bytes], data: memoryview) -> memoryview:
+    """Write some of `data`, and return what is left."""
+    try:
+        return data[os.write(asked.fileno(), data[:_PIECE]) :]
+    except BlockingIOError:
+        return data
+    except BrokenPipeError:  # it does not read what it is given
+        return data[:0]
