@@ -166,6 +166,14 @@ def test_a_link_that_comes_for_a_bind_mount_shows_nothing_of_the_machine(build: 
 
 
 @pytest.mark.needs("bwrap", "busybox")
+def test_what_a_server_sends_reaches_no_terminal_as_it_is(build: Build) -> None:
+    build.server.resources["files"] = [ONE, piece(member("s")), END]
+    outcome = build.run(copy_command("/t", chown="a\x1b[2J\u202e"))
+    assert outcome.status == 1
+    assert outcome.stderr.startswith("vminit: --chown a\\x1b[2J\\u202e: "), outcome.stderr
+
+
+@pytest.mark.needs("bwrap", "busybox")
 def test_layers_need_no_scratch_directory_for_mounts(build: Build) -> None:
     directory = build.directory / "layers"
     for name in ("lower/0", "lower/1"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,7 +20,7 @@ from firebuild_bootstrap.layers.root import Root
 from .attached import Control
 from .bootstrap import heeding_signals
 from .configure import Paths, configure
-from .errors import InputError, ProtocolError, StepError
+from .errors import InputError, ProtocolError, StepError, complain
 from .executor import Executor
 from .stop import Stop
 
@@ -129,7 +128,7 @@ def run_alone(root_path: str, path: str = COMMAND, console: str = _CONSOLE, scra
         try:
             Executor(root, host, stop, scratch=scratch, configure=configured).execute()
         except StepError as error:
-            print(f"vminit: {error.message}", file=sys.stderr)
+            complain(error.message)
             return error.exit_code or error.exit_status
         return host.control().status
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import IntEnum
 from typing import Literal
 
@@ -18,6 +19,12 @@ class GuestExit(IntEnum):
     BAD_INPUT = 2
     SERVER_LOST = 4
     INTERNAL = 70
+
+
+def complain(text: str) -> None:
+    """Say something on standard error; a server may have sent it, so what a terminal obeys is escaped."""
+    shown = (one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
+    print(f"vminit: {''.join(shown)}", file=sys.stderr)
 
 
 class GuestError(Exception):

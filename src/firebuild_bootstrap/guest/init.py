@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from . import init_system as system
-from .errors import GuestError, GuestExit
+from .errors import GuestError, GuestExit, complain
 from .init_network import bring_up
 from .init_settings import InitError, InitSettings, Report, parse_command_line, say
 from .metadata import MetadataClient
@@ -105,7 +105,7 @@ def _child(settings: InitSettings) -> NoReturn:
         _redirect()
         status = take_part(settings)
     except GuestError as error:
-        print(f"vminit: {error.message}", file=sys.stderr)
+        complain(error.message)
         status = error.exit_status
     except BaseException:
         traceback.print_exc()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, NoReturn
 
-from .errors import GuestError
+from .errors import GuestError, complain
 from .metadata import DEFAULT_ADDRESS, MetadataClient
 from .units import UNITS, print_flags, print_unit
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None, *, alone: bool = False) -> int:
 
             return _run(parsed, launcher)
     except GuestError as error:
-        print(f"vminit: {error.message}", file=sys.stderr)
+        complain(error.message)
         return error.exit_status
     except KeyboardInterrupt:  # before the build took over the signals
         return 128 + signal.SIGINT
@@ -72,7 +72,7 @@ def _run(parsed: argparse.Namespace, launcher: Launcher | None = None) -> int:
 
     paths = Paths(**{name: getattr(parsed, name) for name in Paths.__dataclass_fields__})
     for note in configure(document, parsed.root, paths):
-        print(f"vminit: {note}", file=sys.stderr)
+        complain(note)
     return 0
 
 
