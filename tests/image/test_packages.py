@@ -247,6 +247,22 @@ def test_links_lead_nowhere_and_neither_size_nor_number_is_without_bound(
     assert answer["notes"][-1] == "there are more than 1 packages: the rest is left out"
 
 
+@pytest.mark.parametrize(
+    ("path", "most"),
+    [
+        ("var/lib/rpm/rpmdb.sqlite", 512),
+        ("var/lib/rpm/Packages.db", 512),
+        ("var/lib/dpkg/status", 64),
+        ("lib/apk/db/installed", 64),
+        ("var/lib/dpkg/status.d/one", 1),
+    ],
+)
+def test_a_database_of_more_than_its_limit_is_not_read(tmp_path: Path, path: str, most: int) -> None:
+    put(tmp_path, path, "")
+    os.truncate(tmp_path / path, (most << 20) + 1)  # a hole, which takes no room
+    assert packages(str(tmp_path))["notes"] == [f"/{path}: it has more than {most} MiB"]
+
+
 def test_no_text_of_an_image_reaches_a_terminal_unescaped(tmp_path: Path) -> None:
     put(tmp_path, "lib/apk/db/installed", b"P:mu\x1b[31msl\xff\nV:1\n\nP:long\nV:" + b"9" * 5000 + b"\n")
     long, musl = found(tmp_path)

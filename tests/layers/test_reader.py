@@ -7,13 +7,21 @@ import os
 import random
 import subprocess
 import tarfile
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+import firebuild_bootstrap.image.worker.__main__ as worker
 from firebuild_bootstrap.layers.apply import apply
-from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader, Limits, starts_like_tar
+from firebuild_bootstrap.layers.reader import (
+    DamagedArchive,
+    LayerReader,
+    Limits,
+    starts_like_tar,
+)
 from firebuild_bootstrap.layers.root import Root
 from firebuild_bootstrap.layers.tar import OPAQUE, WHITEOUT, Entry, LayerError, LayerWriter, write_layer
 from firebuild_bootstrap.layers.tree import tree_entries
@@ -222,6 +230,27 @@ def test_limits_hold_for_entries_content_and_headers() -> None:
     long = header("n", type=tarfile.GNUTYPE_LONGNAME, size=2000) + bytes(2048) + archive
     with pytest.raises(DamagedArchive, match="a header in it is too large"):
         list(LayerReader(io.BytesIO(long), Limits(header=1999)))
+
+
+@pytest.mark.parametrize("unpack", [partial(worker._unpack, whiteouts=True), worker._unpack_upper])
+def test_a_layer_that_claims_too_much_is_not_unpacked(
+    tmp_path: Path, unpack: Callable[[str, str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in ("root", "root/a"):
+        (tmp_path / path).mkdir()
+    with (tmp_path / "layer").open("wb") as file:
+        file.write(header("f", size=(256 << 30) + 1))
+        file.truncate(257 << 30)  # a hole, which takes no room
+    with pytest.raises(DamagedArchive, match="its files are larger than 274877906944 bytes"):
+        unpack(str(tmp_path / "layer"), str(tmp_path / "root"))
+    (tmp_path / "layer").write_bytes(header("a", size=6) + bytes(512) + header("b") + bytes(1024))
+    for limits, words in (
+        (Limits(content=5), "larger than 5 bytes"),
+        (Limits(entries=1), "more than 1 files"),
+    ):
+        monkeypatch.setattr(worker, "LAYER_LIMITS", limits)
+        with pytest.raises(DamagedArchive, match=words):
+            unpack(str(tmp_path / "layer"), str(tmp_path / "root"))
 
 
 def test_global_headers_hold_until_the_end_and_are_overridden() -> None:

@@ -35,6 +35,16 @@ def test_the_copy_ends_at_its_limit_and_the_machine_does_not(tmp_path: Path) -> 
     assert (tmp_path / "serial").read_bytes() == data[:5000]
 
 
+def test_of_a_console_without_end_the_end_and_a_bounded_copy_are_kept(tmp_path: Path) -> None:
+    data = b"".join(b"line %07d\n" % number for number in range(1_500_000))
+    (tmp_path / "said").write_bytes(data)
+    log = BoundedLog(copied((tmp_path / "said").open("rb"), open_copy(str(tmp_path / "serial"), SETTING)))
+    log.finish(60)
+    assert 60_000 < len(log.text()) <= 64 << 10
+    assert log.text().endswith("line 1499999\n")
+    assert (tmp_path / "serial").stat().st_size == 16 << 20
+
+
 def test_a_disk_without_space_does_not_stop_the_machine() -> None:
     with copied(piped(b"words"), open_copy("/dev/full", SETTING)) as reader:
         assert reader.read() == b"words"

@@ -80,6 +80,26 @@ def test_images_come_side_by_side_and_what_they_share_comes_once(small: Small, c
     assert client.blobs.hold(digest(b"third")) is None
 
 
+def test_no_more_layers_come_at_a_time_than_the_setting_says(small: Small, client: Client) -> None:
+    image = Image(tuple(b"layer %d" % number for number in range(8)))
+    small.add(image, "1")
+    lock, under_way, most, done = threading.Lock(), 0, 0, threading.Event()
+
+    def count(handler: Handler) -> None:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        done.wait(0.3)  # time for all that may come beside it
+        with lock:
+            under_way -= 1
+        handler.serve()
+
+    small.behaviours.append(always("/blobs/", count))
+    client.registries(small.host).pull(Reference.parse(f"{small.host}/web:1"), client.blobs, HOST)
+    assert most == 4
+
+
 def test_the_platform_is_chosen_from_an_index(small: Small, client: Client) -> None:
     other = Platform.parse("linux/s390x")
     image = Image((b"ours",))

@@ -92,7 +92,7 @@ class Limits(NamedTuple):
 
 NO_LIMITS: Final = Limits()
 """Only headers are bounded: for what the user brings and trusts to fit."""
-LAYER_LIMITS: Final = Limits(entries=4_000_000)
+LAYER_LIMITS: Final = Limits(entries=4_000_000, content=256 << 30)
 """For a layer of an image or a step, whoever made it: large ones have some hundred thousand files. Whoever
 unpacks one has to remember something of each."""
 
