@@ -241,7 +241,10 @@ _SURROUNDINGS = frozenset(
 def as_user_error(error: BaseException) -> BaseException:
     """Return the error that explains this one: what a machine or its user did is not a mistake of ours."""
     if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
-        where = f"{error.filename}: " if error.filename else ""
+        # Who copies or renames has two names, and what is full or can't be written is the second.
+        target = error.filename2 if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS} else None
+        name = target or error.filename
+        where = f"{name}: " if name else ""
         return MachineError(f"{where}{error.strerror}", hint="make room there, or let this user write there")
     if isinstance(error, UnicodeEncodeError) and any("\udc80" <= one <= "\udcff" for one in error.object):
         # Python shows bytes of arguments, environment and file names that are not UTF-8 like this (PEP 383).

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ from firebuild_bootstrap.removal import remove_tree
 from firebuild_pki.display import one_line
 
 _REASON_LIMIT: Final = 4000
+_NO_ROOM: Final = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
 def explained(
@@ -51,6 +54,19 @@ def explained(
         location=Location(str(dockerfile), step.line),
         output=output,
     )
+
+
+def with_room(error: StepFailed, machine: Machine, output: Sequence[str] = ()) -> StepFailed:
+    """Return the error, with what to do where its reason, or what its step wrote last, is a full disk.
+
+    Args:
+        error: as the guest reported it.
+        machine: in which it happened.
+        output: last lines of the step.
+    """
+    if error.hint is None and any(words in text for text in (error.message, *output) for words in _NO_ROOM):
+        error.hint = machine.no_room()
+    return error
 
 
 def without_output(event: BuildFailed) -> str:

@@ -19,7 +19,7 @@ from firebuild_bootstrap.events import (
     StepFinished,
     StepStarted,
 )
-from firebuild_bootstrap.failures import FailureArtifacts, explained, located
+from firebuild_bootstrap.failures import FailureArtifacts, explained, located, with_room
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.layertrees import LayerSink
 from firebuild_bootstrap.machine.base import Machine, Taken
@@ -186,7 +186,8 @@ class Sessions:
         outcome = await_outcome(server, machine, self.home.check)
         if isinstance(outcome.error, StepFailed):
             output = self.events.last_lines(outcome.step)
-            raise explained(outcome.error, work.steps, work.total, self.dockerfile, output)
+            error = with_room(outcome.error, machine, output)
+            raise explained(error, work.steps, work.total, self.dockerfile, output)
         if isinstance(outcome.error, GuestLost) and (silence := machine.silence()):
             raise GuestLost(outcome.error.message, hint=silence)
         if outcome.error is not None:

@@ -42,11 +42,12 @@ class Ended:
 class Started:
     """A command that runs."""
 
-    def __init__(self, words: tuple[str, ...], environ: Mapping[str, str]) -> None:
+    def __init__(self, words: tuple[str, ...], environ: Mapping[str, str], cwd: Path | None = None) -> None:
         self.words = words
         self.process = subprocess.Popen(
             [BIN / "firebuild", *words],
             env=environ,
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -28,6 +28,7 @@ MODULES: Final = (
     "hostile_archives",
     "hostile_guest",
     "hostile_registry",
+    "hygiene",
     "killed",
     "strangers",
     "together",

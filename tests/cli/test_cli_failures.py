@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -346,6 +347,37 @@ def test_a_full_disk_is_a_machine_error_wherever_it_strikes(tmp_path: Path) -> N
         report = f"{size} {command}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert done.returncode == status, report
         assert "No space left on device" in done.stderr, report
+        assert str(home) in done.stderr, report
+        assert "  hint: " in done.stderr, report
         assert "Traceback" not in done.stderr, report
         assert "internal error" not in done.stderr, report
         assert done.stdout.splitlines()[-1] in ("left:", "left: lock"), report
+
+
+@pytest.mark.root
+@pytest.mark.needs("userns", "busybox")
+def test_a_run_without_room_says_where_and_how_to_make_some(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    firebuild = Firebuild(home)
+    shutil.copy("/bin/busybox", tmp_path / "sh")
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY sh /bin/sh\n")
+    script = (
+        f'mount -t tmpfs -o size=8m none {home} && "$0" build -q -t full {tmp_path} && '
+        f"{{ head -c 9000000 /dev/zero >{home}/filler; true; }} 2>/dev/null && "
+        f'truncate -s -8192 {home}/filler && "$0" run --machine local full /bin/sh -c true'
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, str(firebuild.program)],
+        env=firebuild.environ,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 125, done.stderr
+    assert re.search(
+        rf"^error: .*: No space left on device\n  hint: if the disk of {home}/builds/\S+ is full: "
+        r"`firebuild du` shows what the store takes, `firebuild cache prune`",
+        done.stderr,
+    ), done.stderr

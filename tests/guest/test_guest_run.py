@@ -109,6 +109,21 @@ def test_many_small_writes_become_few_calls(build: Build) -> None:
     assert len(build.server.logs) < 300
 
 
+def test_a_command_ignores_no_signal_whoever_runs_firebuild(build: Build) -> None:
+    """As nohup(1) has it, and the shell of a script for what it runs in the background."""
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    try:
+        # Busybox's shell executes the last command itself, and ignores SIGQUIT.
+        found = output_of(build, "grep -E '^Sig(Ign|Blk)' /proc/self/status; true")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert [line.split()[1] for line in found.splitlines()] == ["0" * 16] * 2
+
+
 # --- how it ends ----------------------------------------------------------------------------------
 
 

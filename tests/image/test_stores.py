@@ -368,6 +368,17 @@ def test_a_host_without_a_shell_or_ldd_makes_none(tmp_path: Path, monkeypatch: p
         hostbase.make_host_tree(tmp_path / "tree")
 
 
+def test_an_ldd_that_never_stops_talking_makes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bin").mkdir()
+    ldd = tmp_path / "bin/ldd"
+    ldd.write_text("#!/bin/sh\nexec yes\n")
+    ldd.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ldd.parent}:/usr/bin:/bin")
+    (tmp_path / "root").mkdir()
+    with pytest.raises(MachineError, match=r"^ldd failed: it wrote more than 1048576 bytes$"):
+        hostbase.make_host_tree(tmp_path / "root")
+
+
 def test_libraries_go_where_their_programs_look_for_them() -> None:
     assert hostbase._inside("/lib/x86_64-linux-gnu/libc.so.6") == "usr/lib/x86_64-linux-gnu/libc.so.6"
     assert hostbase._inside("/opt/lib/libx.so") == "opt/lib/libx.so"

@@ -308,6 +308,7 @@ def test_a_drive_that_is_full_fails_the_step_with_its_output(
     assert "No space left on device" in done.stdout
     assert "after 1" in done.stdout
     assert "Dockerfile:2: step 2/2 failed with exit code 1" in done.stderr
+    assert "hint: if the machine's drive is full: machine.disk_size has its size" in done.stderr
     [kept] = (tmp_path / "kept").iterdir()
     assert f"is kept in {kept}: console.log, failure.json, rootfs.tar" in done.stdout
     assert '"message": "the command exited with status 1"' in (kept / "console.log").read_text()

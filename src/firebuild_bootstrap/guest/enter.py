@@ -400,9 +400,11 @@ def _execute(
         kernel.leave_abstract_sockets()
         kernel.refuse_system_calls()
         _become(request)
-    # Python ignores these, and what is ignored stays so across exec.
-    for signum in (signal.SIGPIPE, signal.SIGXFSZ):
+    # What is ignored or blocked stays so across exec (signal(7)): Python ignores some, and whoever runs
+    # firebuild under nohup(1), or in the background of a script, others.
+    for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(signum, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     # What os.execve makes of text again: the bytes as they were. Secrets win, as in BuildKit.
     env = {**request.env, **{name: os.fsdecode(value) for name, value in secret_env.items()}}
     _exec(argv, env, path_is_secret="PATH" in secret_env)

@@ -375,7 +375,7 @@ class Trees:
         if "error" in reply:
             message, hint = _placed(f"could not {task}: {reply['error']}", binds), reply["hint"] or None
             if os.strerror(errno.ENOSPC) in reply["error"]:
-                hint = hint or _FULL
+                hint = hint or MAKE_ROOM
             if reply.get("kind") == "damaged":
                 raise DamagedArchiveError(message, hint=hint, reason=reply["error"])
             raise _KINDS.get(reply.get("kind", ""), MachineError)(message, hint=hint)
@@ -397,7 +397,7 @@ def _placed(message: str, binds: Sequence[Bind]) -> str:
     return message
 
 
-_FULL: Final = (
+MAKE_ROOM: Final = (
     "`firebuild du` shows what the store takes, `firebuild cache prune` and `images prune` free some"
 )
 _KINDS: Final = {"unmountable": _UnmountableError}

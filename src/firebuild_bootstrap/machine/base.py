@@ -235,6 +235,10 @@ class Machine(ABC):
         """
         return ""
 
+    def no_room(self) -> str:
+        """Say what to do where a step finds no room."""
+        return "if the machine's drive is full: machine.disk_size has its size"
+
     @abstractmethod
     def close(self) -> None:
         """Stop, and remove everything that belongs to the machine. Idempotent."""

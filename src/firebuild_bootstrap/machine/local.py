@@ -14,7 +14,7 @@ from typing import Final
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.layertrees import TREE, ArchiveLayer, Layer, LayerTrees, StoredLayer, chain_key
 from firebuild_bootstrap.image.outputs import OutputType
-from firebuild_bootstrap.image.trees import Tree, Trees, tree_of
+from firebuild_bootstrap.image.trees import MAKE_ROOM, Tree, Trees, tree_of
 from firebuild_bootstrap.listening import format_address, listen
 from firebuild_bootstrap.machine.base import (
     GuestOptions,
@@ -224,6 +224,10 @@ class LocalMachine(Machine):
         if self._log is not None:
             keep_console(self._log.text(), into)
         return ()
+
+    def no_room(self) -> str:
+        """Say where the root file system lies, and how to make room there; see `Machine.no_room`."""
+        return f"if the disk of {self._workspace.path} is full: {MAKE_ROOM}"
 
     def close(self) -> None:
         """Stop and remove everything; see `Machine.close`."""

@@ -109,16 +109,20 @@ def _recognisable(secret: str) -> list[str]:
 def _encoded(parts: Iterable[str]) -> Iterator[tuple[str, str]]:
     """The ways in which HTTP, shells and dumps write a text; reading them back takes a moment."""
     for part in parts:
-        data = part.encode()
-        yield "hexadecimal digits", data.hex()
+        yield from encodings(part.encode())
         yield "an escaped string", json.dumps(part)[1:-1]
         yield "part of a URL", quote(part, safe="")
         yield "part of a URL", quote_plus(part)
-        # in "user:password" a secret begins at any of three places in a group of four characters
-        for before in range(3):
-            for encode in (base64.b64encode, base64.urlsafe_b64encode):
-                whole = encode(b"\0" * before + data).rstrip(b"=").decode()
-                yield "base64", whole[(before * 8 + 5) // 6 : -1]
+
+
+def encodings(data: bytes) -> Iterator[tuple[str, str]]:
+    """Yield how bytes are written as text, also in the midst of a longer text, with the names of the ways."""
+    yield "hexadecimal digits", data.hex()
+    # in "user:password" a secret begins at any of three places in a group of four characters
+    for before in range(3):
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            whole = encode(b"\0" * before + data).rstrip(b"=").decode()
+            yield "base64", whole[(before * 8 + 5) // 6 : -1]
 
 
 @dataclass(slots=True)
