@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import stat
 import tarfile
 from contextlib import suppress
@@ -431,7 +432,12 @@ def test_a_tree_may_be_deeper_than_descriptors_and_paths_are_long(tmp_path: Path
     os.close(top)
     again = io.BytesIO()
     with Root(str(root)) as target:
-        report = apply(LayerReader(io.BytesIO(archive.getvalue())), target)
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target.descriptor + 200, before[1]))  # fewer than levels
+        try:
+            report = apply(LayerReader(io.BytesIO(archive.getvalue())), target)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
         write_layer(again, tree_entries(target.descriptor))
     assert report.members == 455
     assert again.getvalue() == archive.getvalue()

@@ -83,6 +83,10 @@ def test_the_limit_counts_bytes_of_compact_json_and_a_refused_write_changes_noth
         assert refused.value.status == 413
         assert store.get("") == exact
     assert size_of(exact) == 18
+    largest = {"k": "x" * (51_200 - len('{"k":""}'))}
+    DataStore().put(largest)
+    with pytest.raises(StoreError):
+        DataStore().put({"k": largest["k"] + "x"})
 
 
 def test_callers_cannot_change_what_is_stored() -> None:

@@ -17,7 +17,7 @@ from firebuild_bootstrap.image import oci
 from firebuild_bootstrap.image.worker import packages
 from firebuild_bootstrap.layers import apply, reader
 from firebuild_bootstrap.machine import console, drives
-from firebuild_bootstrap.machine.firecracker import api
+from firebuild_bootstrap.machine.firecracker import api, cni
 from firebuild_bootstrap.mmds import emulator, protocol, store
 from firebuild_bootstrap.registry import client, credentials, transport
 from firebuild_bootstrap.registry.settings import RegistriesSettings
@@ -50,7 +50,10 @@ PACKAGES: Final = (
 )
 PULLING: Final = "registry/test_pulling.py::"
 LAYER: Final = "layers/test_reader.py::test_a_layer_that_claims_too_much_is_not_unpacked"
-PROGRAM: Final = "test_programs.py::test_a_program_that_"
+CNI: Final = (
+    "machine_firecracker/test_firecracker_cni.py"
+    "::test_a_plugin_that_goes_on_for_ever_is_ended_and_everything_is_taken_back"
+)
 LIMITS: Final = {
     "one file": {
         "memory": Held(
@@ -370,8 +373,8 @@ LIMITS: Final = {
         ),
     },
     "output; complaints": {
-        "memory": Held((programs.MOST_OUTPUT,), (f"{PROGRAM}writes_too_much_is_ended",)),
-        "time": Held((programs.SECONDS,), (f"{PROGRAM}does_not_end_is_ended_with_what_it_has_started",)),
+        "memory": Held((programs.MOST_OUTPUT,), (CNI,)),
+        "time": Held((cni._SECONDS,), (CNI,)),
     },
     "what it answers": {
         "memory": Held(

@@ -433,7 +433,7 @@ class _Clone:
         for directory, names, files in os.walk(self.path):
             entries += len(names) + len(files)
             for name in files:
-                with suppress(FileNotFoundError):  # git has removed it meanwhile
+                with suppress(OSError):  # such as one that git has removed meanwhile
                     size += os.lstat(os.path.join(directory, name)).st_size
             if size > self._limits.total_bytes:
                 raise self._error(
