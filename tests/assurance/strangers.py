@@ -339,13 +339,15 @@ class Siege:
         """Wait until each stranger was refused, and see what was said of those that are named."""
         expected, count = self.street.reasons, self.street.called.total()
         end = time.monotonic() + 60
-        while (seen := self.host.seen(name)).refused < count:
-            assert time.monotonic() < end, f"{seen.refused} of {count} strangers were counted"
+        # One is counted before it is named.
+        while (seen := self.host.seen(name)).refused < count or len(seen.named) < min(count, NAMED):
+            told = f"{seen.refused} counted, {len(seen.named)} named"
+            assert time.monotonic() < end, f"of {count} strangers {told}"
             time.sleep(0.05)
         named = Counter(peer for peer, _ in seen.named)
         assert not named - self.street.called, "peers were refused that are no strangers, or twice"
         assert seen.refused == count, f"{seen.refused} were counted, {count} had called"
-        assert len(seen.named) == min(count, NAMED)
+        assert len(seen.named) == min(count, NAMED), len(seen.named)
         for peer, reason in seen.named:
             assert reason, peer
             assert reason.isprintable(), reason

@@ -110,6 +110,7 @@ def test_probes_come_one_at_a_time() -> None:
         theirs.send(b"\x07")
         probes.ready("probes")
         assert told == [(7, b"x" * 4096)]
+        probes.ready("probe")  # which one look had found together with the status
         theirs.send(b"\x08")  # nobody has asked
         probes.ready("probes")
         assert len(told) == 1

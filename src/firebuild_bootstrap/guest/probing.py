@@ -87,7 +87,7 @@ class Probes:
             name: which of them the selector has found readable.
         """
         if name == "probe":
-            self._read()
+            self._read()  # unless it was found together with the status, which has been taken meanwhile
             return
         try:
             status = self._channel.recv(1)
@@ -97,14 +97,15 @@ class Probes:
             self.open = False
             self._selector.unregister(self._channel)
         elif self._busy:
-            if self._pipe >= 0:
-                self._read()
+            self._read()
             self._close_pipe()  # what it has left running may go on writing
             self._busy = False
             self._tell(status[0], self._output)
 
     def _read(self) -> None:
         """Take what a probe has written; what is too much is dropped."""
+        if self._pipe < 0:
+            return
         try:
             data = os.read(self._pipe, _PIECE)
         except BlockingIOError:
