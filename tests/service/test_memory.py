@@ -22,6 +22,8 @@ from firebuild_bootstrap.guest.handshake import client_context, first_contact
 from firebuild_bootstrap.guest.stop import Stop
 from firebuild_bootstrap.legacy.handlers import HELLO
 
+pytestmark = pytest.mark.long
+
 BOUND = 256 * 1024 * 1024
 """Bytes above what the server takes before its guest calls, as docs/wire-protocol.md promises."""
 OUTPUT = pb.LogMessage(data=bytes(4 * 1024 * 1024 - 64), step=2)
