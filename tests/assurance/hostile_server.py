@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import grpc
 
-from assurance.searching import family
+from assurance.searching import family, peak
 from assurance.trials import Effort, trial
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.legacy.scripts import encode_command
@@ -616,14 +616,6 @@ class Ground:
         assert listing(outside) == before, listing(outside)
         remove_tree(directory, ignore_errors=True)
         return str(status)
-
-
-def peak(pid: int) -> int:
-    """Return the most bytes of a process that were ever in memory; 0 after its end (proc_pid_status(5))."""
-    with suppress(OSError):
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-        return int(found[1]) * 1024 if found else 0
-    return 0
 
 
 def listing(directory: Path) -> list[tuple[str, int, bytes]]:

@@ -238,6 +238,17 @@ class Watch:
                         self.found |= self.search.stream(file, f"the unnamed file {link} of {name}")
 
 
+def peak(pid: int) -> int:
+    """Return the most bytes of a process that were ever in memory; 0 after its end (proc_pid_status(5)).
+
+    What wait4(2) says counts its parent's too, whose memory it has until it executes its program.
+    """
+    with suppress(OSError):
+        found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        return int(found[1]) * 1024 if found else 0
+    return 0
+
+
 def family(pids: set[int]) -> set[int]:
     """Return some processes and all that descend from them, as far as their parents live."""
     children = dict[int, list[int]]()

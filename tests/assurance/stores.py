@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from assurance.commands import Ended
+from assurance.searching import family, peak
 from support import BIN, await_end_of_processes, leftovers, unmeasured
 
 PATIENCE: Final = 150.0
@@ -66,16 +66,14 @@ class Store:
 
 def _ended(process: subprocess.Popen[bytes]) -> tuple[int, int]:
     """Wait for a process; return its status, and the most bytes that it or one below it had in memory."""
-    end = time.monotonic() + PATIENCE
-    while True:
-        found, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if found:
-            process.returncode = os.waitstatus_to_exitcode(status)
-            return process.returncode, usage.ru_maxrss * 1024
+    most, end = 0, time.monotonic() + PATIENCE
+    while process.poll() is None:
+        most = max(most, *map(peak, family({process.pid})))
         if time.monotonic() > end:
             process.kill()
             raise AssertionError(f"{process.args!r} did not end in {PATIENCE} seconds")
-        time.sleep(0.01)
+        time.sleep(0.02)
+    return process.returncode, most
 
 
 @contextmanager
