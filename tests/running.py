@@ -48,7 +48,10 @@ def reasons(skipped: Sequence[Any]) -> list[str]:
 
 
 class Announcer:
-    """Says at the beginning about how long it takes, and at the end what was skipped; not in a worker."""
+    """Says at the beginning about how long it takes, and at the end what was skipped; not in a worker.
+
+    What fails is told at once, too: the end may be far.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -64,9 +67,20 @@ class Announcer:
         pace = self._cache.get(_PACE, None) if self._cache is not None else None
         source = "at the pace of the last run here" if pace else "unless this machine is slow or busy"
         expected = minutes(self._tests, pace or SECONDS_EACH, self._processors)
+        self._say(f"{self._tests} tests: about {expected}, {source}")
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            found = str(report.longrepr) if crash is None else crash.message
+            self._say(f"failed: {report.nodeid}: {found.partition(chr(10))[0][:500]}")
+
+    def _say(self, line: str) -> None:
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
-            reporter.write_line(f"{self._tests} tests: about {expected}, {source}")
+            reporter.ensure_newline()
+            reporter.write_line(line)
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:

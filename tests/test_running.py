@@ -99,6 +99,8 @@ def test_a_run_begins_with_what_is_long_names_the_culprit_and_says_what_is_left_
         "test_grouped",
         "test_short",
     ]
+    at_once, _, _ = done.stdout.partition("test_grouped")
+    assert "failed: test_project.py::test_long: Failed: this test closed or replaced descriptor" in at_once
     assert "ERROR test_project.py::test_long - Failed: this test closed or replaced descriptor" in done.stdout
     assert "5 passed, 2 skipped, 1 error" in done.stdout
     assert "     2 needs a moon: wait for the night\n" in done.stdout
