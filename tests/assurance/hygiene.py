@@ -158,8 +158,11 @@ class Bench:
             (self._context / name).write_text("".join(f"{line}\n" for line in lines))
         home = self._home
         self._allowed = (
+            # While they are written they have names of their own, and this mode.
             Allowed(KEY, f"{self._out}/tls[0-9]*/(server|guest)-key\\.pem"),
-            Allowed(KEY, f"{home}/identities/ca\\.pem"),
+            Allowed(KEY, f"{self._out}/tls[0-9]*/\\.(server|guest)-key\\.pem\\.[0-9a-f]{{8}}"),
+            Allowed(KEY, f"{home}/identities/(ca|ca-former)\\.pem"),
+            Allowed(KEY, f"{home}/identities/\\.ca-\\w+"),
         )
         self._tag = f"{self._given.host}/app:1"
         config = ("--config", str(self._config("embedded")))
