@@ -321,6 +321,18 @@ def test_streams_that_the_caller_closed_do_no_harm(tmp_path: Path) -> None:
     assert "tiny:latest" in firebuild("base", "list").stdout
 
 
+def in_mount_namespace(firebuild: Firebuild, script: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell whose mounts end with it; the command is its $0."""
+    return subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, str(firebuild.program)],
+        env=firebuild.environ,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
 @pytest.mark.root
 @pytest.mark.needs("userns")
 def test_a_full_disk_is_a_machine_error_wherever_it_strikes(tmp_path: Path) -> None:
@@ -336,14 +348,7 @@ def test_a_full_disk_is_a_machine_error_wherever_it_strikes(tmp_path: Path) -> N
             f'mount -t tmpfs -o size={size} none {home} && "$0" {command}; status=$?;'
             f" echo left: $(ls {home}/builds {home}/*/staging 2>/dev/null | grep -v :); exit $status"
         )
-        done = subprocess.run(
-            ["unshare", "--mount", "sh", "-c", script, str(firebuild.program)],
-            env=firebuild.environ,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
+        done = in_mount_namespace(firebuild, script)
         report = f"{size} {command}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert done.returncode == status, report
         assert "No space left on device" in done.stderr, report
@@ -367,14 +372,7 @@ def test_a_run_without_room_says_where_and_how_to_make_some(tmp_path: Path) -> N
         f"{{ head -c 9000000 /dev/zero >{home}/filler; true; }} 2>/dev/null && "
         f'truncate -s -8192 {home}/filler && "$0" run --machine local full /bin/sh -c true'
     )
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script, str(firebuild.program)],
-        env=firebuild.environ,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    done = in_mount_namespace(firebuild, script)
     assert done.returncode == 125, done.stderr
     assert re.search(
         rf"^error: .*: No space left on device\n  hint: if the disk of {home}/builds/\S+ is full: "
