@@ -129,6 +129,8 @@ LIMITS: Final = {
             (
                 f"{PULLING}test_an_endless_or_huge_manifest_is_refused_after_4_mib",
                 "image/test_intake.py::test_an_image_of_too_many_layers_is_refused_at_once",
+                "image/test_oci.py::test_no_list_has_more_than_1024_members",
+                "image/test_intake.py::test_no_list_of_a_docker_archive_has_more_than_1024_members",
             ),
         ),
         "time": Held(
@@ -189,6 +191,7 @@ LIMITS: Final = {
             (
                 "service/test_calls.py::test_messages_above_the_limit_are_refused",
                 "service/test_memory.py::test_a_guest_can_not_make_its_server_keep_more_than_a_bounded_amount",
+                "service/test_memory.py::test_a_guest_has_128_calls_open_at_most",
             ),
         ),
         "descriptors": Held(
