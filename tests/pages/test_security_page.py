@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from inspect import signature
 from typing import Final, NamedTuple
 
 import pytest
@@ -25,6 +26,7 @@ from firebuild_bootstrap.sandbox import bwrap
 from firebuild_bootstrap.service import reporting, server
 from firebuild_bootstrap.service.limits import Limits
 from firebuild_pki import CASettings, chain, crossing, display, names, pem_files, yaml_reader
+from firebuild_pki.http import HTTPClient
 from firebuild_pki.providers.vault import transport as vault
 from support import REPO
 
@@ -43,6 +45,8 @@ TIMEOUT: Final = REGISTRIES.timeout.total_seconds()
 CALL, ISSUE = (
     CASettings.model_fields[name].default.total_seconds() for name in ("call_timeout", "issue_timeout")
 )
+HTTP: Final = signature(HTTPClient).parameters
+ANSWER: Final = "pki/test_pki_http.py::test_an_answer_is_bounded_in_size_and_time"
 GIT: Final = "context/test_git.py::test_a_small_repository_that_becomes_large_is_refused"
 PACKAGES: Final = (
     "image/test_packages.py::test_a_database_of_more_than_its_limit_is_not_read",
@@ -325,6 +329,10 @@ LIMITS: Final = {
                 "pki_vault/test_vault_retries.py::test_an_answer_that_trickles_is_given_up_as_a_whole",
             ),
         ),
+    },
+    "the backend of `step-ca` or `cfssl`: an answer": {
+        "memory": Held((HTTP["longest"].default,), (ANSWER,)),
+        "time": Held((HTTP["timeout"].default,), (ANSWER,)),
     },
     "ways from a leaf to an anchor that are tried": {
         "memory": Held(
