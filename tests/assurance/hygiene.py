@@ -23,14 +23,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from assurance.commands import Started
 from assurance.hosts import meanwhile
-from assurance.searching import KEY, TOKEN, Allowed, Found, Search, Watch, family, walk
+from assurance.searching import KEY, TOKEN, Allowed, Found, Search, Watch, walk
 from assurance.trials import Effort, trial
 from baoserver import DevServer, add_role, sign_policy, write_policy
 from firebuild_pki.keys import generate_key
 from firebuild_pki.x509 import Validity, make_root, to_pem
 from pki_cluster.scene import Scene
 from registry.servers import CA, PASSWORD, USER, debian_registry
-from support import eventually
+from support import eventually, family
 
 FILE, VARIABLE = "the secret of a file", "the secret of a variable"
 PASSPHRASE, CA_KEY = "the passphrase of the CA", "the key of the CA"

@@ -19,6 +19,7 @@ from typing import IO, Final
 from firebuild_bootstrap.layers.compression import compression_of, decompressed
 from firebuild_bootstrap.layers.reader import DamagedArchive
 from firebuild_pki.conformance.spilling import encodings
+from support import family
 
 KEY: Final = "a private key"
 TOKEN: Final = "a token of Vault"
@@ -236,31 +237,3 @@ class Watch:
                 with open(number, "rb") as file:
                     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                         self.found |= self.search.stream(file, f"the unnamed file {link} of {name}")
-
-
-def peak(pid: int) -> int:
-    """Return the most bytes of a process that were ever in memory; 0 after its end (proc_pid_status(5)).
-
-    What wait4(2) says counts its parent's too, whose memory it has until it executes its program.
-    """
-    with suppress(OSError):
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-        return int(found[1]) * 1024 if found else 0
-    return 0
-
-
-def family(pids: set[int]) -> set[int]:
-    """Return some processes and all that descend from them, as far as their parents live."""
-    children = dict[int, list[int]]()
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            text = path.read_text()
-            parent = int(text.rpartition(")")[2].split()[1])  # proc_pid_stat(5)
-            children.setdefault(parent, []).append(int(path.parent.name))
-    found, rest = set[int](), list(pids)
-    while rest:
-        pid = rest.pop()
-        if pid not in found:
-            found.add(pid)
-            rest += children.get(pid, [])
-    return found

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from assurance.searching import KEY, TOKEN, Allowed, Search, Watch
-from support import eventually
+from support import eventually, family, highest_peak, peak
 
 SECRET: Final = b"n0t-to-be-f0und-anywhere"
 RAW: Final = bytes(range(200, 232))
@@ -181,3 +181,14 @@ def test_a_sandbox_may_not_have_what_the_user_gave(program: Path) -> None:
                 process.stdin.close()
                 process.wait()
             assert {each.what for each in watch.found} == found
+
+
+def test_the_peak_of_a_process_is_known_until_it_has_ended() -> None:
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        assert process.pid in family({os.getpid()})
+        assert highest_peak({process.pid}) > 0
+        process.kill()
+        assert eventually(lambda: peak(process.pid) is None)  # nobody has waited for it
+        assert process.pid in family({os.getpid()})
+    assert (peak(process.pid), highest_peak({process.pid})) == (None, 0)
+    assert process.pid not in family({os.getpid()})
