@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from components import missing
-from running import Announcer, begun_first, channel_of
+from running import Announcer, Measurer, begun_first, channel_of
 
 # gRPC's core looks once, when it is imported; refused handshakes are what many tests are about.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -73,12 +74,21 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Watch a worker's descriptors, or say what the workers do."""
-    config.pluginmanager.register(channel_of(config) or Announcer(config))
+    """Watch a worker's descriptors and what it measures, or say what the workers do."""
+    channel = channel_of(config)
+    config.pluginmanager.register(channel or Announcer(config))
+    if channel is not None:
+        config.pluginmanager.register(Measurer())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     begun_first(items)
+
+
+def pytest_collection_finish() -> None:
+    """Tests and modules stay until the end: who looks for garbage needs not look at them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

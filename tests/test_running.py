@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from running import Channel, minutes, reasons
-from support import REPO
+from support import REPO, unmeasured
 
 
 def test_a_test_that_closes_a_descriptor_of_its_worker_fails_and_the_descriptor_is_restored() -> None:
@@ -64,32 +65,44 @@ def test_long():
 """
 CONFTEST = """
 import pytest
-from running import Announcer, begun_first, channel_of
+from running import Announcer, Measurer, begun_first, channel_of
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "long: takes long")
     channel = channel_of(config)
     config.pluginmanager.register(channel or Announcer(config))
+    if channel is not None:
+        config.pluginmanager.register(Measurer())
 
 def pytest_collection_modifyitems(items):
     begun_first(items)
 """
 
 
-def test_a_run_begins_with_what_is_long_names_the_culprit_and_says_what_is_left_out(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "test_project.py").write_text(PROJECT)
-    (tmp_path / "conftest.py").write_text(CONFTEST)
-    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
-    options = ["-p", "no:cacheprovider", "-v", "-n", "1", "--dist", "loadgroup", "--no-loadscope-reorder"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(REPO / "tests"), "PYTEST_ADDOPTS": "", "COLUMNS": "200"},
+def run_of(project: Path, files: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
+    """Run the tests of a project with one worker, and with what this suite does around its tests."""
+    for name, text in {
+        **files,
+        "conftest.py": CONFTEST,
+        "pytest.ini": "[pytest]\nfilterwarnings = error\n",
+    }.items():
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_text(text)
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "1", *options],
+        cwd=project,
+        env={**unmeasured(), "PYTHONPATH": str(REPO / "tests"), "PYTEST_ADDOPTS": "", "COLUMNS": "200"},
         capture_output=True,
         text=True,
         check=False,
+    )
+
+
+def test_a_run_begins_with_what_is_long_names_the_culprit_and_says_what_is_left_out(
+    tmp_path: Path,
+) -> None:
+    done = run_of(
+        tmp_path, {"test_project.py": PROJECT}, "-v", "--dist", "loadgroup", "--no-loadscope-reorder"
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "7 tests: about 1 min, unless this machine is slow or busy" in done.stdout
@@ -104,6 +117,62 @@ def test_a_run_begins_with_what_is_long_names_the_culprit_and_says_what_is_left_
     assert "ERROR test_project.py::test_long - Failed: this test closed or replaced descriptor" in done.stdout
     assert "5 passed, 2 skipped, 1 error" in done.stdout
     assert "     2 needs a moon: wait for the night\n" in done.stdout
+
+
+MEASURED = {
+    ".coveragerc": """
+[run]
+branch = true
+parallel = true
+patch = subprocess
+source_pkgs = product
+[report]
+show_missing = true
+""",
+    "product/__init__.py": "",
+    "product/never.py": "imported = True",
+    "product/work.py": """
+import sys
+
+def work(kind):
+    if kind == "one":
+        return 1
+    if kind == "two":
+        return 2
+    return 3
+
+if __name__ == "__main__":
+    work(sys.argv[1])
+""",
+    "unit/test_unit.py": """
+import subprocess, sys
+from product.work import work
+
+def test_work():
+    work("one")
+    subprocess.run([sys.executable, "-m", "product.work", "other"], check=True)
+""",
+    "oracle/test_oracle.py": """
+import subprocess, sys
+from product.work import work
+
+def test_work():
+    work("two")
+    subprocess.run([sys.executable, "-m", "product.work", "two"], check=True)
+""",
+}
+
+
+@pytest.mark.parametrize("order", [("unit", "oracle"), ("oracle", "unit"), ("oracle",)])
+def test_only_tests_of_other_folders_and_what_is_imported_are_measured(
+    tmp_path: Path, order: Sequence[str]
+) -> None:
+    done = run_of(tmp_path, MEASURED, "--cov", "--cov-report=term", "--import-mode=importlib", *order)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("product/")]
+    missing = {row[0]: "".join(row[6:]) for row in rows}
+    assert missing["product/never.py"] == ""
+    assert missing["product/work.py"] == ("8" if "unit" in order else "5-9,12")
 
 
 def test_reasons_are_counted_and_those_of_most_tests_come_first() -> None:

@@ -121,12 +121,15 @@ def test_what_is_not_there_is_said_in_the_words_of_the_registry(
 
 @pytest.mark.parametrize(
     ("chunk_size", "place", "goes_on"),
-    [("1MiB", 2 << 20, 2 << 20), ("1MiB", 2_200_000, 0), (None, 2_200_000, 0)],
+    [("1MiB", 2 << 20, {2 << 20}), ("1MiB", 2_200_000, {0, 2 << 20}), (None, 2_200_000, {0})],
 )
 def test_a_layer_that_is_cut_on_its_way_there_arrives(
-    client: Client, host: str, chunk_size: str | None, place: int, goes_on: int
+    client: Client, host: str, chunk_size: str | None, place: int, goes_on: set[int]
 ) -> None:
-    """This registry goes on after whole chunks, and knows nothing of an upload that was cut in one."""
+    """This registry goes on after whole chunks.
+
+    Once it has seen that an upload was cut in a chunk, it knows nothing of the whole ones before either.
+    """
     client.environ["REGISTRY_PASSWORD"] = PASSWORD
     registries = client.registries(special={host: {**LOGIN, "chunk_size": chunk_size}})
     large = bytes(range(256)) * (3 << 12) + f"{chunk_size} {place}".encode()
@@ -142,7 +145,7 @@ def test_a_layer_that_is_cut_on_its_way_there_arrives(
     Upload(repository, layer, client.blobs.required(layer.digest), sent.append, check).send()
     assert repository.has(layer)
     first = sent[after[0]]
-    assert goes_on <= first <= goes_on + (1 << 16)
+    assert any(known < first <= known + (1 << 16) for known in goes_on)
 
 
 @pytest.mark.needs("skopeo")
