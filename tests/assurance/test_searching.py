@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -46,6 +47,23 @@ def in_tar(content: bytes) -> bytes:
     return out.getvalue()
 
 
+def in_squashfs(content: bytes) -> bytes:
+    with tempfile.TemporaryDirectory() as directory:
+        image = Path(directory, "image")
+        command = ["sqfstar", "-quiet", "-no-progress", "-no-duplicates", str(image)]
+        subprocess.run(command, input=in_tar(content), check=True)
+        return image.read_bytes()
+
+
+def in_erofs(content: bytes) -> bytes:
+    with tempfile.TemporaryDirectory() as directory:
+        tree, image = Path(directory, "tree"), Path(directory, "image")
+        tree.mkdir()
+        (tree / "f").write_bytes(content)
+        subprocess.run(["mkfs.erofs", str(image), str(tree)], capture_output=True, check=True)
+        return image.read_bytes()
+
+
 FORMS: Final[dict[str, tuple[str, bytes]]] = {
     "text": ("text", b"x" + SECRET + b"y"),
     "hexadecimal digits": ("text", SECRET.hex().encode()),
@@ -70,10 +88,13 @@ WRAPPED: Final[dict[str, Callable[[bytes], bytes]]] = {
     "the border of what is read at once": lambda data: bytes((4 << 20) - 10) + data,
     "gzip": gzip.compress,
     "zstd": zstandard.compress,
+    "squashfs": lambda data: in_squashfs(data + b"a" * 100_000),
+    "EROFS": lambda data: in_erofs(data + b"a" * 100_000),
     "a compressed layer of an archive": lambda data: in_tar(gzip.compress(in_tar(data))),
 }
 
 
+@pytest.mark.needs("mkfs.erofs", "sqfstar")
 @pytest.mark.parametrize(
     ("form", "place"),
     [*((form, "a file") for form in FORMS), *(("text", place) for place in WRAPPED)]
