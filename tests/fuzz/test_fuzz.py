@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from pathlib import Path
@@ -43,3 +44,10 @@ def test_no_input_does_more_than_be_refused(name: str) -> None:
         check(name, mutated(chance.choice(begins), chance))
         if time.monotonic() > end:
             break
+
+
+def test_a_guest_leaves_no_descriptor_open() -> None:
+    before = os.listdir("/proc/self/fd")
+    for path in sorted((CORPUS / "hostile-server").iterdir()):
+        check("hostile-server", path.read_bytes())
+    assert len(os.listdir("/proc/self/fd")) == len(before)

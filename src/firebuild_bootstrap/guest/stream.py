@@ -182,6 +182,11 @@ class Session:
         while self._reader.is_alive():
             with suppress(queue.Empty):
                 self._incoming.get(timeout=0.05)
+        self._close_control()
+
+    def _close_control(self) -> None:
+        if self._control is not None:
+            self._control.close()
 
     # --- what the host wants ----------------------------------------------------------------------
 
@@ -277,6 +282,7 @@ class Session:
             if not isinstance(message, memoryview) and message.run.HasField("attach"):
                 from .attached import Control
 
+                self._close_control()  # of a command that has ended
                 self._control = Control(self._taken, self._begun, self._probed)
                 if message.run.attach.HasField("identity"):
                     from .identity import Channel
