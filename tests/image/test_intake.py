@@ -145,6 +145,16 @@ def test_a_link_to_a_layer_in_the_archive_is_followed_there(home: Home, tmp_path
     assert files_of(home, "made:1", tmp_path) == MERGED
 
 
+@pytest.mark.parametrize("size", [1, 3_000, 200_000, (1 << 20) + 1])
+def test_what_was_decompressed_is_there_to_its_last_byte(tmp_path: Path, size: int) -> None:
+    member, content = tarfile.TarInfo("file"), os.urandom(size)
+    member.size = size
+    archive = tmp_path / "archive.tar.gz"
+    archive.write_bytes(gzip.compress(member.tobuf() + content + bytes(-size % tarfile.BLOCKSIZE)))
+    with reading.opened(archive, tmp_path) as (files, _), files.open("file") as file:
+        assert file.read() == content
+
+
 def test_a_platform_is_chosen_from_indexes_in_the_layout(home: Home, tmp_path: Path) -> None:
     other = Made([layer({"no": "no"})], platform="linux/s390x")
     here = Made([BOTTOM], platform=str(Platform.host()))
