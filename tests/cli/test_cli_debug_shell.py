@@ -52,6 +52,7 @@ def context(host_cli: Cli) -> Path:
     return host_cli.home
 
 
+@pytest.mark.needs("ids")
 def test_the_shell_has_root_user_directory_environment_and_mounts_of_what_failed(context: Path) -> None:
     with building(context, "-t", "broken", "--secret", "id=word,src=word") as user:
         said = user.read("This is a shell in its place: the build ends when the shell does.\r\n")
@@ -83,6 +84,7 @@ def test_the_shell_has_root_user_directory_environment_and_mounts_of_what_failed
         assert user.status() == 1
 
 
+@pytest.mark.needs("ids")
 def test_a_signal_to_the_build_ends_the_shell_and_leaves_the_terminal_in_order(context: Path) -> None:
     with building(context, "--secret", "id=word,src=word") as user:
         user.read("$ ")
@@ -93,6 +95,7 @@ def test_a_signal_to_the_build_ends_the_shell_and_leaves_the_terminal_in_order(c
     assert leftovers(context) == []
 
 
+@pytest.mark.needs("ids")
 def test_a_terminal_that_hangs_up_ends_the_build(context: Path) -> None:
     with building(context, "--secret", "id=word,src=word") as user:
         user.read("$ ")

@@ -94,6 +94,7 @@ def test_renewals_that_overtake_a_machine_that_stands_still_end_nothing(
     assert done.err.count("the machine has not taken it") == 6
 
 
+@pytest.mark.needs("ids")
 def test_a_command_is_executed_beside_the_other_and_its_failure_is_a_warning(host_cli: Cli) -> None:
     wait = "until test -e /tmp/told; do sleep 0.05; done; cat /tmp/told; sleep 0.3"
     tell = (
@@ -123,6 +124,7 @@ def test_two_machines_of_one_store_trust_each_other_and_those_of_another_store_d
     assert certificates(host_cli("run", *ask).out) != certificates(one)
 
 
+@pytest.mark.needs("ids")
 def test_the_files_have_the_owner_and_the_mode_that_were_asked_for(host_cli: Cli) -> None:
     look = ("host", "/bin/sh", "-c", f"cd {TLS}; stat -Lc '%u:%g %a %n' key.pem ca.pem; touch new")
     own = host_cli("run", "--user", "1", *NAMES, *look, status=1)

@@ -95,7 +95,7 @@ def test_the_tools_of_others_read_what_is_written(built: Path, cli: Cli) -> None
     assert {each.name: each.read_text() for each in etc.iterdir()} == {"new": "new\n", "two": "2"}
 
 
-@pytest.mark.needs("skopeo", "umoci")
+@pytest.mark.needs("skopeo", "umoci", "ids")
 def test_what_the_tools_of_others_write_is_read(tmp_path: Path, cli: Cli) -> None:
     source = (
         f"oci:{written(made().layout(**{'org.opencontainers.image.ref.name': '1'}), tmp_path / 'made')}:1"

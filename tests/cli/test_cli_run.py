@@ -22,7 +22,7 @@ from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.running import RunRequest, command_of, stop_signal
 from firebuild_bootstrap.wire import Attach
-from support import BIN, REPO, await_end_of_processes, leftovers
+from support import BIN, REPO, await_end_of_processes, leftovers, unwarned
 
 pytestmark = pytest.mark.needs("userns")
 
@@ -57,6 +57,7 @@ def start(home: Path, *arguments: str) -> subprocess.Popen[bytes]:
     return process
 
 
+@pytest.mark.needs("ids")
 def test_the_image_and_the_options_say_what_is_executed(host_cli: Cli, image: str) -> None:
     assert host_cli("run", image).out == "hello default /srv\n1234\n"
     given = ("-e", "GREETING=bye", "--user", "0", "--workdir", "/tmp")
@@ -292,7 +293,7 @@ def test_the_examples_of_the_page_do_what_it_says(host_home: Path, tmp_path: Pat
             text=True,
             check=False,
         )
-        assert done.stdout == expected, command
+        assert unwarned(done.stdout) == expected, command
 
 
 def test_the_page_names_every_option() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from cli.conftest import Cli
 from firebuild_bootstrap.runs import Runs, _is_watched
-from support import BIN, await_end_of_processes, leftovers
+from support import BIN, await_end_of_processes, leftovers, unwarned
 
 pytestmark = pytest.mark.needs("userns")
 
@@ -46,7 +46,7 @@ def detach(home: Path, *arguments: str, status: int = 0) -> str:
     environ = {**os.environ, "FIREBUILD_HOME": str(home), "FIREBUILD_PULL": "never"}
     done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=60, check=False)
     assert done.returncode == status, done
-    assert not (done.stderr if status == 0 else done.stdout)
+    assert not (unwarned(done.stderr) if status == 0 else done.stdout)
     return done.stderr if status else done.stdout.removesuffix("\n")
 
 

@@ -145,6 +145,16 @@ def test_a_link_to_a_layer_in_the_archive_is_followed_there(home: Home, tmp_path
     assert files_of(home, "made:1", tmp_path) == MERGED
 
 
+@pytest.mark.parametrize("size", [1, 3_000, 200_000, (1 << 20) + 1])
+def test_what_was_decompressed_is_there_to_its_last_byte(tmp_path: Path, size: int) -> None:
+    member, content = tarfile.TarInfo("file"), os.urandom(size)
+    member.size = size
+    archive = tmp_path / "archive.tar.gz"
+    archive.write_bytes(gzip.compress(member.tobuf() + content + bytes(-size % tarfile.BLOCKSIZE)))
+    with reading.opened(archive, tmp_path) as (files, _), files.open("file") as file:
+        assert file.read() == content
+
+
 def test_a_platform_is_chosen_from_indexes_in_the_layout(home: Home, tmp_path: Path) -> None:
     other = Made([layer({"no": "no"})], platform="linux/s390x")
     here = Made([BOTTOM], platform=str(Platform.host()))
@@ -333,6 +343,22 @@ def test_an_image_of_too_many_layers_is_refused_at_once(home: Home, tmp_path: Pa
     empty = layer({})
     with pytest.raises(InputError, match="layers: expected a list of at most 1024"):
         load(home, packed(Made([empty] * 1025).layout(), tmp_path / "image.tar"))
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        (["x"] * 1025, "expected a list of at most 1024 images"),
+        ([{"Config": "config.json", "Layers": ["layer0/layer.tar"] * 1025}], "Layers: expected a list of"),
+        ([{"Config": "config.json", "Layers": [], "RepoTags": ["a"] * 1025}], "RepoTags: expected a list of"),
+    ],
+)
+def test_no_list_of_a_docker_archive_has_more_than_1024_members(
+    home: Home, tmp_path: Path, entries: list[object], said: str
+) -> None:
+    files = ONE.docker() | {"manifest.json": json.dumps(entries).encode()}
+    with pytest.raises(InputError, match=said):
+        load(home, packed(files, tmp_path / "image.tar"))
 
 
 def test_an_error_about_a_layer_names_no_file_of_the_store(home: Home, tmp_path: Path) -> None:

@@ -202,8 +202,8 @@ def opened(source: Path, spool: Path) -> Iterator[tuple[Files, Path]]:
                 archive: IO[bytes] = file
             else:
                 # Nobody else sees it, and it is gone whoever is killed.
-                archive = cleanup.enter_context(TemporaryFile(dir=spool))
-                counted.copy_bounded(reader, archive)
+                archive = cleanup.enter_context(TemporaryFile(dir=spool, buffering=0))
+                counted.copy_bounded(reader, _Unbuffered(archive.fileno()))
             yield FilesInArchive(archive, str(source)), Path(f"/proc/self/fd/{archive.fileno()}")
         except DamagedArchive as error:
             raise InputError(f"{source} is damaged: {error.message}", hint=error.hint) from error
@@ -221,6 +221,19 @@ def decompress_bounded(source: Path, out: Sink) -> None:
     with open(source, "rb", buffering=0) as file:
         counted = _Counted(file)
         counted.copy_bounded(decompressed(counted.buffered), out)
+
+
+class _Unbuffered:
+    """A `Sink` that writes to a descriptor at once: whoever reads from the descriptor finds all of it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> None:
+        """See `Sink`."""
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._descriptor, rest) :]
 
 
 class _Counted(io.RawIOBase):
