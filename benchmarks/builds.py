@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import shutil
 import subprocess
 import time
@@ -29,6 +28,7 @@ from typing import Final
 from benchmarks.shape import FIREBUILD, Benchmark, Row, Run, command, firebuild_environ, timed
 from firebuild_bootstrap.machine.workspace import spread
 from oracle.daemon import BuildKit, Order
+from support import peak
 
 Work = Callable[[Path], str]  # fills a context, and returns its Dockerfile; its docstring says what it is
 
@@ -248,16 +248,14 @@ def peaks(words: list[str], environ: dict[str, str]) -> str:
         for pid in descendants(process.pid):
             try:
                 program = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-                status = Path(f"/proc/{pid}/status").read_text()
             except OSError:
                 continue
-            if peak := re.search(r"VmHWM:\s+(\d+)", status):
-                role = "host" if pid == process.pid else "guest" if is_guest(program) else "others"
-                found[role] = max(found.get(role, 0), int(peak[1]))
+            role = "host" if pid == process.pid else "guest" if is_guest(program) else "others"
+            found[role] = max(found.get(role, 0), peak(pid) or 0)
         time.sleep(0.01)
     if process.returncode:
         raise RuntimeError(f"{words}: status {process.returncode}")
-    return "/".join(f"{found.get(role, 0) * 1024 / 1e6:.0f}" for role in ("host", "guest", "others"))
+    return "/".join(f"{found.get(role, 0) / 1e6:.0f}" for role in ("host", "guest", "others"))
 
 
 def is_guest(words: list[str]) -> bool:

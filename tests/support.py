@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +128,41 @@ def _naming(text: bytes) -> list[bytes]:
         with suppress(OSError):  # it has ended
             lines.append(entry.read_bytes())
     return [line for line in lines if text in line]
+
+
+def family(pids: set[int]) -> set[int]:
+    """Return some processes and all that descend from them, as far as their parents live."""
+    children = dict[int, list[int]]()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            text = path.read_text()
+            parent = int(text.rpartition(")")[2].split()[1])  # proc_pid_stat(5)
+            children.setdefault(parent, []).append(int(path.parent.name))
+    found, rest = set[int](), list(pids)
+    while rest:
+        pid = rest.pop()
+        if pid not in found:
+            found.add(pid)
+            rest += children.get(pid, [])
+    return found
+
+
+def peak(pid: int) -> int | None:
+    """Return the most bytes of a process that were ever in memory; None after its end (proc_pid_status(5)).
+
+    What wait4(2) says counts its parent's too, whose memory it has until it executes its program.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)  # what waits for its parent has none
+    return int(found[1]) * 1024 if found else None
+
+
+def highest_peak(pids: Iterable[int]) -> int:
+    """Return the highest peak of the processes that have not ended; 0 where all have."""
+    return max((peak(pid) or 0 for pid in pids), default=0)
 
 
 def _entries(folder: Path) -> list[Path]:

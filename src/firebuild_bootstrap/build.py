@@ -38,6 +38,7 @@ from firebuild_bootstrap.machine.drivers import (
     keeps_caches,
     make_machine,
     most_at_once,
+    pointing_to_doctor,
     puts_layers_between,
     start_ahead,
 )
@@ -45,6 +46,7 @@ from firebuild_bootstrap.machine.workspace import BuildDirectory, Workspace
 from firebuild_bootstrap.provenance import Course, predicate
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.resolving import Resolved, resolve
+from firebuild_bootstrap.sandbox import SandboxError
 from firebuild_bootstrap.solve.inputs import Inputs
 from firebuild_bootstrap.solve.keys import StageKeys, keys_of
 from firebuild_bootstrap.solve.reasons import LastBuild
@@ -147,7 +149,8 @@ class _Build:
             cleanup.enter_context(self._working)
             try:
                 try:
-                    return self._steps(cleanup)
+                    with pointing_to_doctor(self._settings.machine, (SandboxError,)):
+                        return self._steps(cleanup)
                 except Exception:
                     # A Ctrl-C also reaches child processes; the interruption is the cause, not their failure.
                     self._home.check()
@@ -351,7 +354,8 @@ class _Build:
             return None
         start = results.start(target)
         cleanup.callback(machine.close)
-        start_ahead(machine, start.all_layers(resolved.number(target) + 1))
+        layers = start.all_layers(resolved.number(target) + 1)
+        start_ahead(machine, layers, self._settings.machine)
         return start
 
     def _directory(self) -> Path:

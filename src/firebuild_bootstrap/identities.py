@@ -176,8 +176,8 @@ class MachineIdentity:
         """Tell the command that there are other files."""
         if self._request.signal:
             self._console.signal(self._request.signal)
-        self._tell = bool(self._request.command)
-        if self._tell and self._telling:
+        ending, self._tell = self._tell, bool(self._request.command)
+        if self._tell and self._telling and not ending:
             self._console.probe(())  # it is still at work, and has not heard of these: it begins anew
         self._execute()
 

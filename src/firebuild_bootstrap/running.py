@@ -29,9 +29,10 @@ from firebuild_bootstrap.image.layertrees import Layer
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.machine.base import Machine, PublishedPort
-from firebuild_bootstrap.machine.drivers import make_machine
+from firebuild_bootstrap.machine.drivers import make_machine, pointing_to_doctor
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, IDENTITY_WIPE, MetadataDocument
 from firebuild_bootstrap.mmds.document import UserInfo
+from firebuild_bootstrap.sandbox import SandboxError
 from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import Attach, RunCommand
 
@@ -148,7 +149,8 @@ def run_image(
         run = _Run(request, settings, home, console, events=events, cleanup=cleanup)
         cleanup.callback(console.close)
         try:
-            return run.run()
+            with pointing_to_doctor(settings.machine, (SandboxError,)):
+                return run.run()
         except FirebuildError:
             home.check()  # a Ctrl-C also reaches child processes: it is the cause, not their failure
             raise
@@ -258,11 +260,12 @@ class _Run:
             runtime_directory=workspace.path,
             on_guest_connected=lambda: self._wipe(machine),
         )
-        host_port = serve(server, machine, self._cleanup)
+        host_port = serve(server, machine, settings, self._cleanup)
         put_metadata(machine, document, guest, host_port, settings)
         for note in machine.prepare(layers):
             self._notice(note)
-        machine.start()
+        with pointing_to_doctor(settings.machine):
+            machine.start()
         server.await_guest()
         return self._follow(server, machine, identity)
 

@@ -23,6 +23,7 @@ from firebuild_bootstrap.failures import FailureArtifacts, explained, located, w
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.layertrees import LayerSink
 from firebuild_bootstrap.machine.base import Machine, Taken
+from firebuild_bootstrap.machine.drivers import DOCTOR, pointing_to_doctor
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument, bootstrap_block
 from firebuild_bootstrap.resolving import Work
 from firebuild_bootstrap.service import BootstrapServer, Limits, Outcome
@@ -109,7 +110,7 @@ class Sessions:
                 FailureArtifacts(self.keep_failed / name, machine, notice=notice, info=info)
             )
         server = self._server(work, machine, guest, finished, machine.receiver(taken))
-        host_port = serve(server, machine, cleanup)
+        host_port = serve(server, machine, self.settings, cleanup)
 
         self.phase(4)
         document = MetadataDocument(vmm_id=self.build_id, image_tag=self.tag)
@@ -179,7 +180,8 @@ class Sessions:
         )
         for note in machine.prepare(work.base, work.caches):
             self._notice("warning")(note)
-        machine.start()
+        with pointing_to_doctor(self.settings.machine):
+            machine.start()
         self.events(StepFinished(step=start.number, exit_code=0, seconds=time.monotonic() - began))
 
     def _follow(self, server: BootstrapServer, machine: Machine, work: Work) -> None:
@@ -194,13 +196,14 @@ class Sessions:
             raise located(outcome.error, outcome.step, work.steps, self.dockerfile)
 
 
-def serve(server: BootstrapServer, machine: Machine, cleanup: ExitStack) -> str:
+def serve(server: BootstrapServer, machine: Machine, settings: BuildSettings, cleanup: ExitStack) -> str:
     """Start a server on the network of a machine, and return its address as the guest knows it.
 
     Args:
         cleanup: stops the server, then closes the port.
     """
-    listening = machine.listen()
+    with pointing_to_doctor(settings.machine):
+        listening = machine.listen()
     cleanup.callback(listening.listener.close)
     server.start(listening.listener)
     cleanup.callback(server.stop)
@@ -239,9 +242,11 @@ def await_outcome(server: BootstrapServer, machine: Machine, check: Callable[[],
     while (outcome := server.wait(_LAST_WORDS_SECONDS if ended else _POLL_SECONDS)) is None:
         if ended is not None:
             said = "" if ended.explained else one_line(ended.log[-_LAST_WORDS:], _LAST_WORDS)
+            hint = [f"its last words: {said}"] if said else []
+            hint += [] if server.has_guest else [DOCTOR]
             raise GuestLost(
                 f"the guest ended before it reported success or failure: {ended.description}",
-                hint=f"its last words: {said}" if said else None,
+                hint="; ".join(hint) or None,
             )
         check()
         ended = machine.poll()

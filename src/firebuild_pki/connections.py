@@ -356,6 +356,11 @@ class _Pool(HTTPConnectionPool):
 class _TLSPool(HTTPSConnectionPool):
     ConnectionCls = _TimedTLS
 
+    def _validate_conn(self, conn: Any) -> None:
+        # urllib3 would write a warning too, of a provider that asks for what it knows the fingerprint of.
+        if conn.is_closed:
+            conn.connect()
+
 
 _POOLS = {"http": _Pool, "https": _TLSPool}
 """Classes of connection pools for urllib3; their timeout is for the whole head of an answer."""

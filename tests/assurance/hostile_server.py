@@ -22,7 +22,6 @@ from typing import Any, Final
 
 import grpc
 
-from assurance.searching import family, peak
 from assurance.trials import Effort, trial
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.legacy.scripts import encode_command
@@ -31,7 +30,7 @@ from firebuild_bootstrap.sandbox import Bind, IdMap, Runtime, detect, find_runti
 from guest.build import Build, copy_command, make_image, run_command, workdir_command
 from guest.pki import SERVER_NAME, Authority, Pki
 from guest.server import END, BuildServer, chunk, group, header, member, piece
-from support import eventually
+from support import eventually, family, highest_peak
 
 PATIENCE: Final = 90.0
 """Seconds of a guest, on a machine with other work; its own limits are less than 30."""
@@ -607,8 +606,8 @@ class Ground:
             while (status := running.sandbox.wait(0.02)) is None:
                 assert time.monotonic() < end, f"the guest did not end in {PATIENCE} seconds"
                 family_of |= family(family_of)
-                most = max(most, *map(peak, family_of))
-            assert eventually(lambda: not [one for one in family_of if peak(one)]), "a process is left"
+                most = max(most, highest_peak(family_of))
+            assert eventually(lambda: not highest_peak(family_of)), "a process is left"
             assert running.sandbox.stderr is not None
             said = running.sandbox.stderr.read().decode(errors="backslashreplace")
         judge(status, said)

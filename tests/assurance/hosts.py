@@ -30,6 +30,7 @@ from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.root import Root
 from firebuild_bootstrap.service import BootstrapServer, Limits
 from firebuild_pki import TLSMaterial
+from support import peak
 
 BOUND = 256 * 1024 * 1024
 """Bytes above what the servers take before anybody calls, as docs/wire-protocol.md promises."""
@@ -74,7 +75,8 @@ class Host:
         self.directory = directory
         self._errors = open(directory / "errors", "w+b")  # noqa: SIM115 - closed by `close`
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(directory)],
+            [sys.executable, "-m", "assurance.hosts", str(directory.resolve())],
+            cwd=Path(__file__).parents[1],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -135,12 +137,12 @@ class Host:
             return pickle.load(self._process.stdout)
 
     def _most(self) -> int:
-        """The most bytes of the process that were ever in memory (proc_pid_status(5))."""
+        """The most bytes of the process that were ever in memory."""
         if not hasattr(self, "resident"):
             self._ask("descriptors")
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
+        most = peak(self._process.pid)
+        assert most is not None, "the server has ended"
+        return most
 
 
 def good_guest(address: str, material: TLSMaterial, directory: Path) -> None:
@@ -288,8 +290,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # What is pickled has the names of the module, as whoever asks has it.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from assurance import hosts
+    from assurance import hosts  # what is pickled has the names of the module, as whoever asks has it
 
     hosts.main()

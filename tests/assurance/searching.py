@@ -6,19 +6,23 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import stat
+import subprocess
 import tarfile
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Final
 
 from firebuild_bootstrap.layers.compression import compression_of, decompressed
 from firebuild_bootstrap.layers.reader import DamagedArchive
 from firebuild_pki.conformance.spilling import encodings
+from support import family
 
 KEY: Final = "a private key"
 TOKEN: Final = "a token of Vault"
@@ -33,6 +37,7 @@ KEY_STARTS: Final = (
 )
 # Of OpenBao and Vault: service, batch and recovery tokens, with the prefixes of old and of now.
 _TOKEN: Final = re.compile(rb"(?<![\w.])(?:hv)?s\.(?=[A-Za-z]*\d)[A-Za-z0-9]{24,}(?![\w.])")
+_SQUASHFS: Final = b"hsqs"
 _PIECE: Final = 4 << 20
 _TICKS_NS: Final = 100_000_000
 _OVERLAP: Final = 1024
@@ -113,12 +118,24 @@ class Search:
             before = piece[-_OVERLAP:]
         file.seek(0)
         with suppress(DamagedArchive, tarfile.TarError, EOFError):  # it is being written
-            if head[257:262] == b"ustar":
+            if head.startswith(_SQUASHFS):
+                found |= self._unsquashed(file, where)
+            elif head[257:262] == b"ustar":
                 found |= self._members(file, where)
             elif compression_of(io.BufferedReader(io.BytesIO(head))):
                 whole = decompressed(io.BufferedReader(io.BytesIO(file.read())))
                 found |= self.stream(io.BytesIO(whole.read()), f"{where}, decompressed")
         return found
+
+    def _unsquashed(self, file: IO[bytes], where: str) -> set[Found]:
+        """Look into a squashfs, whose files are compressed; in an EROFS or ext4 they lie as they are."""
+        with tempfile.TemporaryDirectory() as directory:
+            image, tree = Path(directory, "image"), Path(directory, "tree")
+            with image.open("wb") as copy:
+                shutil.copyfileobj(file, copy)
+            command = ["unsquashfs", "-quiet", "-no-progress", "-dest", str(tree), str(image)]
+            subprocess.run(command, capture_output=True, check=False)  # one that is being written fails
+            return {replace(each, where=f"{where}, in it {each.where}") for each in self.tree(tree)}
 
     def _members(self, file: IO[bytes], where: str) -> set[Found]:
         found = set[Found]()
@@ -236,31 +253,3 @@ class Watch:
                 with open(number, "rb") as file:
                     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                         self.found |= self.search.stream(file, f"the unnamed file {link} of {name}")
-
-
-def peak(pid: int) -> int:
-    """Return the most bytes of a process that were ever in memory; 0 after its end (proc_pid_status(5)).
-
-    What wait4(2) says counts its parent's too, whose memory it has until it executes its program.
-    """
-    with suppress(OSError):
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-        return int(found[1]) * 1024 if found else 0
-    return 0
-
-
-def family(pids: set[int]) -> set[int]:
-    """Return some processes and all that descend from them, as far as their parents live."""
-    children = dict[int, list[int]]()
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            text = path.read_text()
-            parent = int(text.rpartition(")")[2].split()[1])  # proc_pid_stat(5)
-            children.setdefault(parent, []).append(int(path.parent.name))
-    found, rest = set[int](), list(pids)
-    while rest:
-        pid = rest.pop()
-        if pid not in found:
-            found.add(pid)
-            rest += children.get(pid, [])
-    return found

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from assurance.commands import Ended
-from assurance.searching import family, peak
-from support import BIN, await_end_of_processes, leftovers, unmeasured
+from support import BIN, await_end_of_processes, family, highest_peak, leftovers, unmeasured
 
 PATIENCE: Final = 150.0
 """Seconds of a command, on a machine with other work."""
@@ -68,7 +67,7 @@ def _ended(process: subprocess.Popen[bytes]) -> tuple[int, int]:
     """Wait for a process; return its status, and the most bytes that it or one below it had in memory."""
     most, end = 0, time.monotonic() + PATIENCE
     while process.poll() is None:
-        most = max(most, *map(peak, family({process.pid})))
+        most = max(most, highest_peak(family({process.pid})))
         if time.monotonic() > end:
             process.kill()
             raise AssertionError(f"{process.args!r} did not end in {PATIENCE} seconds")

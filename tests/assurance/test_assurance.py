@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from assurance import authorities
 from assurance.trials import Effort, load
 from support import REPO
 
@@ -25,6 +27,18 @@ def test_a_short_form_finds_nothing(name: str, tmp_path: Path) -> None:
     TRIALS[name].run(effort)
     assert effort.counts
     assert effort.faults == []
+
+
+@pytest.mark.needs("busybox", "userns", "step-ca")
+def test_a_build_whose_step_ca_is_killed_says_so(tmp_path: Path) -> None:
+    effort = Effort(tmp_path, seconds=0)
+    with ExitStack() as cleanup:
+        place = authorities.place_of(effort)
+        ca = authorities.step_ca(cleanup, place, effort.chance)
+        kill = next(authorities.Trouble(*each) for each in ca.during if each[0] == "kill")
+        kill.do()  # before the build can have asked
+        authorities.in_trouble(effort, place, "step-ca", ca, kill)
+    assert effort.counts == {"step-ca, kill: failed in words": 1, "step-ca, as it should be": 1}
 
 
 def test_the_page_has_a_line_for_each_of_them() -> None:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -19,7 +20,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from assurance.searching import KEY, TOKEN, Allowed, Search, Watch
-from support import eventually
+from support import eventually, family, highest_peak, peak
 
 SECRET: Final = b"n0t-to-be-f0und-anywhere"
 RAW: Final = bytes(range(200, 232))
@@ -46,6 +47,23 @@ def in_tar(content: bytes) -> bytes:
     return out.getvalue()
 
 
+def in_squashfs(content: bytes) -> bytes:
+    with tempfile.TemporaryDirectory() as directory:
+        image = Path(directory, "image")
+        command = ["sqfstar", "-quiet", "-no-progress", "-no-duplicates", str(image)]
+        subprocess.run(command, input=in_tar(content), check=True)
+        return image.read_bytes()
+
+
+def in_erofs(content: bytes) -> bytes:
+    with tempfile.TemporaryDirectory() as directory:
+        tree, image = Path(directory, "tree"), Path(directory, "image")
+        tree.mkdir()
+        (tree / "f").write_bytes(content)
+        subprocess.run(["mkfs.erofs", str(image), str(tree)], capture_output=True, check=True)
+        return image.read_bytes()
+
+
 FORMS: Final[dict[str, tuple[str, bytes]]] = {
     "text": ("text", b"x" + SECRET + b"y"),
     "hexadecimal digits": ("text", SECRET.hex().encode()),
@@ -70,10 +88,13 @@ WRAPPED: Final[dict[str, Callable[[bytes], bytes]]] = {
     "the border of what is read at once": lambda data: bytes((4 << 20) - 10) + data,
     "gzip": gzip.compress,
     "zstd": zstandard.compress,
+    "squashfs": lambda data: in_squashfs(data + b"a" * 100_000),
+    "EROFS": lambda data: in_erofs(data + b"a" * 100_000),
     "a compressed layer of an archive": lambda data: in_tar(gzip.compress(in_tar(data))),
 }
 
 
+@pytest.mark.needs("mkfs.erofs", "sqfstar")
 @pytest.mark.parametrize(
     ("form", "place"),
     [*((form, "a file") for form in FORMS), *(("text", place) for place in WRAPPED)]
@@ -181,3 +202,14 @@ def test_a_sandbox_may_not_have_what_the_user_gave(program: Path) -> None:
                 process.stdin.close()
                 process.wait()
             assert {each.what for each in watch.found} == found
+
+
+def test_the_peak_of_a_process_is_known_until_it_has_ended() -> None:
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        assert process.pid in family({os.getpid()})
+        assert highest_peak({process.pid}) > 0
+        process.kill()
+        assert eventually(lambda: peak(process.pid) is None)  # nobody has waited for it
+        assert process.pid in family({os.getpid()})
+    assert (peak(process.pid), highest_peak({process.pid})) == (None, 0)
+    assert process.pid not in family({os.getpid()})

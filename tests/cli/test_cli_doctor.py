@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -14,10 +15,13 @@ from cli.plugins import install_moody
 from firebuild_bootstrap import doctor
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.home import Home
+from firebuild_bootstrap.machine.drivers import DOCTOR
 from firebuild_bootstrap.sandbox.idmap import Host, single
+from machine_qemu.fake_qemu import fake_qemu
+from machine_qemu.kernels import bzimage
 from pki import conftest
 from pki.conftest import Install
-from support import leftovers
+from support import Firebuild, leftovers
 
 install = conftest.install
 
@@ -63,7 +67,55 @@ def test_a_build_whose_machine_cannot_be_made_points_to_it(cli: Cli) -> None:
     Path("Dockerfile").write_text("FROM scratch\nRUN true\n")
     cli.setenv("FIREBUILD_MACHINE__QEMU__KERNEL", "/nonexistent/vmlinuz")
     done = cli("build", "--machine", "qemu", "-t", "a:1", ".", status=2)
-    assert "; `firebuild doctor` says what this machine can do\n" in done.err
+    assert f"; {DOCTOR}\n" in done.err
+
+
+def test_what_the_user_gave_is_not_its_affair(cli: Cli) -> None:
+    Path("Dockerfile").write_text("FROM scratch\nRUN true\n")
+    missing = cli("run", "--pull", "never", "nowhere:1", status=125)
+    socket = Path("metadata.yaml")
+    socket.write_text("machine: {driver: external, external: {metadata: {firecracker_socket: /no/socket}}}\n")
+    external = cli("build", "--config", socket, "-t", "a:1", ".", status=6)
+    assert "/no/socket" in external.err
+    for done in (missing, external):
+        assert "doctor" not in done.err, done
+
+
+@pytest.mark.needs("userns")
+@pytest.mark.parametrize("command", ["build --no-cache -t a:1 .", "run --machine local one true"])
+def test_a_kernel_that_refuses_user_namespaces_points_to_it_behind_the_remedy(
+    cli: Cli, tmp_path: Path, command: str
+) -> None:
+    firebuild = Firebuild(cli.home)
+    (tmp_path / "tree").mkdir()
+    firebuild("base", "import", "one", tmp_path / "tree")
+    (tmp_path / "Dockerfile").write_text("FROM one\nRUN true\n")
+    script = f'echo 0 > /proc/sys/user/max_user_namespaces; exec "$0" {command}'
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "sh", "-c", script, firebuild.program],
+        env=firebuild.environ,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode in (6, 125), done
+    assert f"run `sysctl -w user.max_user_namespaces=15000`; {DOCTOR}\n" in done.stderr
+
+
+@pytest.mark.needs("userns", "e2fsck")
+def test_a_qemu_that_does_not_start_points_to_it(cli: Cli, tmp_path: Path) -> None:
+    """It ends before its guest has called: only QEMU itself can say why."""
+    (tmp_path / "vmlinuz").write_bytes(bzimage("0.0.1-test"))
+    refusal = "Could not access KVM kernel module: Permission denied"
+    qemu = fake_qemu(tmp_path, f"echo {refusal}; exit 1")
+    block = {"program": str(qemu.path), "kernel": str(tmp_path / "vmlinuz"), "accelerator": "tcg"}
+    Path("qemu.yaml").write_text(json.dumps({"machine": {"driver": "qemu", "qemu": block}}))
+    Path("Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    done = cli("build", "--config", "qemu.yaml", "-t", "a:1", ".", status=4)
+    assert refusal in done.err
+    assert done.err.endswith(f"\n  hint: {DOCTOR}\n")
 
 
 def test_a_configuration_that_is_wrong_is_said_as_everywhere(cli: Cli) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,11 @@ from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from cli.conftest import Cli
+from firebuild_bootstrap import identities
+from firebuild_bootstrap.identities import MachineIdentity
+from firebuild_bootstrap.machine.base import GuestOptions
+from firebuild_bootstrap.machine.local import LocalMachine
+from firebuild_bootstrap.sandbox.process import SandboxProcess, _first_child
 from support import BIN, REPO
 
 pytestmark = pytest.mark.needs("userns")
@@ -44,6 +52,46 @@ def test_a_machine_is_renewed_while_its_command_runs(host_cli: Cli, key: str) ->
         names = verifier.verify(leaf, []).subjects or []
         assert [name.value for name in names] == ["web.example", "spiffe://example.org/web"]
     assert host_cli.leftovers() == []
+
+
+@pytest.mark.parametrize("key", ["host", "machine"])
+def test_renewals_that_overtake_a_machine_that_stands_still_end_nothing(
+    host_cli: Cli, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """vminit is stopped at the first renewal, and goes on when the eighth certificate is there."""
+    renew, start = MachineIdentity._renew, LocalMachine.start
+    numbers: list[int] = []
+    sandboxes: list[SandboxProcess] = []
+
+    def started(machine: LocalMachine, *options: GuestOptions) -> None:
+        start(machine, *options)
+        assert machine._process is not None
+        sandboxes.append(machine._process)
+
+    def renewed(identity: MachineIdentity) -> None:
+        numbers.append(identity._number + 1)
+        vminit = _first_child(sandboxes[0]._init_pid)
+        assert vminit is not None
+        if numbers == [2]:
+            os.kill(vminit, signal.SIGSTOP)
+        elif len(numbers) == 7:
+            monkeypatch.setattr(identities, "_ANSWER", timedelta(minutes=5))
+        renew(identity)
+        if len(numbers) == 7:
+            os.kill(vminit, signal.SIGCONT)
+
+    monkeypatch.setattr(LocalMachine, "start", started)
+    monkeypatch.setattr(MachineIdentity, "_renew", renewed)
+    monkeypatch.setattr(identities, "_ANSWER", timedelta(seconds=0.1))
+    monkeypatch.setattr(identities, "_LONGEST_PAUSE", timedelta(seconds=0.1))
+    monkeypatch.setattr(identities, "_SHORTEST_PAUSE", timedelta(seconds=0.1))
+    host_cli.setenv("FIREBUILD_BOOTSTRAP__PING_INTERVAL", "60s")  # or it could be taken for dead
+    wait = f"cd {TLS}; until test $(readlink ..data | tr -d .) -ge 8; do sleep 0.05; done; cat cert.pem"
+    given = ("--identity-ttl", "5s", "--identity-key", key, "--identity-command", "/bin/true")
+    done = host_cli("run", *NAMES, *given, "host", "/bin/sh", "-c", wait)
+    assert numbers[:7] == [2, 3, 4, 5, 6, 7, 8]
+    assert len(certificates(done.out)) == 1
+    assert done.err.count("the machine has not taken it") == 6
 
 
 @pytest.mark.needs("ids")

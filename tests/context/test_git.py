@@ -260,11 +260,16 @@ def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
         )
 
 
-def bomb(server: Server, levels: int) -> GitTree:
-    """Make a repository of a few objects, and ten files to the power of `levels`: all trees are the same."""
-    name = f"bomb-{levels}"
+def bare(server: Server, name: str) -> Path:
+    """Make an empty repository that the server has."""
     directory = server.directory / f"{name}.git"
     git(server.directory, "init", "--quiet", "--bare", "--initial-branch=main", directory.name)
+    return directory
+
+
+def bomb(server: Server, levels: int) -> GitTree:
+    """Make a repository of a few objects, and ten files to the power of `levels`: all trees are the same."""
+    directory = bare(server, f"bomb-{levels}")
     (directory / "zeros").write_bytes(bytes(1 << 20))
     line = f"100644 blob {git(directory, 'hash-object', '-w', 'zeros')}"
     for _ in range(levels):
@@ -273,7 +278,37 @@ def bomb(server: Server, levels: int) -> GitTree:
     commit = git(directory, "commit-tree", "-m", "m", line.rpartition(" ")[2])
     git(directory, "update-ref", "refs/heads/main", commit)
     git(directory, "update-server-info")
-    return GitTree(server.url.replace("main", name))
+    return GitTree(server.url.replace("main", directory.stem))
+
+
+def deep(server: Server, levels: int, name: str) -> GitTree:
+    """Make a repository with a file below many directories of one name."""
+    directory = bare(server, f"deep-{levels}-{len(name)}")
+    head = f"commit refs/heads/main\ncommitter n <e@x> {_TIME} +0000\ndata 1\nm\n"
+    path = f"{name}/" * levels + "f"
+    git(directory, "fast-import", "--quiet", text=f"{head}M 100644 inline {path}\ndata 1\n1\n")
+    git(directory, "update-server-info")
+    return GitTree(server.url.replace("main", directory.stem))
+
+
+@pytest.mark.parametrize(
+    ("levels", "name"), [(20, "d" * 203), (1200, "d")], ids=["more than 4096 bytes", "1200 directories"]
+)
+def test_paths_may_be_as_long_as_git_writes_them(
+    server: Server, context: BuildContext, levels: int, name: str
+) -> None:
+    entries = sent(context, deep(server, levels, name))
+    assert list(entries)[-1] == f"{name}/" * levels + "f"
+    assert len(entries) == levels + 2
+    assert {entry.mtime_ns for entry in entries.values()} == {_TIME * 10**9}
+
+
+@pytest.mark.parametrize(("levels", "name"), [(20, "d" * 240), (1, "d" * 300)], ids=["path", "name"])
+def test_a_path_that_is_longer_than_linux_takes_is_named(
+    server: Server, context: BuildContext, levels: int, name: str
+) -> None:
+    with pytest.raises(InputError, match=r"deep-.*\.git can't be fetched: a path in it is too long .*'ddd"):
+        sent(context, deep(server, levels, name))
 
 
 @pytest.mark.parametrize(

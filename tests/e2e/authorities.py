@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import yaml
@@ -21,7 +22,7 @@ from joserfc.jwk import ECKey
 
 from baoserver import DevServer, add_role, create_token, mount_pki, sign_policy, write_policy
 from firebuild_pki.keys import generate_key, private_key_pem
-from firebuild_pki.x509 import Validity, fingerprint, make_intermediate, make_root, to_pem
+from firebuild_pki.x509 import Issuer, Validity, fingerprint, make_intermediate, make_root, to_pem
 from support import REPO, step_ca_program
 
 PROVIDERS = ("embedded", "file", "vault", "cfssl", "step-ca", "aws-pca")
@@ -159,6 +160,13 @@ def cfssl_server(directory: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
 
 @contextmanager
 def _step_ca(directory: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    with step_ca_server(directory) as (block, issuer, _):
+        yield block, to_pem([issuer.certificate])
+
+
+@contextmanager
+def step_ca_server(directory: Path) -> Iterator[tuple[dict[str, Any], Issuer, Program]]:
+    """Run a step-ca: its block of settings, what signs, and the process; it can revoke."""
     home = directory / "step-ca"
     home.mkdir()
     validity = Validity.starting(datetime.now(UTC), timedelta(days=365), backdate=timedelta(minutes=5))
@@ -188,14 +196,15 @@ def _step_ca(directory: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
         "crt": str(home / "ca.pem"),
         "key": str(home / "ca-key.pem"),
         "address": f"127.0.0.1:{port}",
-        "dnsNames": ["127.0.0.1"],
+        "dnsNames": ["127.0.0.1", "localhost"],
+        "db": {"type": "badgerv2", "dataSource": str(home / "db")},
         "authority": {"provisioners": [provisioner]},
     }
     (home / "ca.json").write_text(json.dumps(config))
-    with _running([str(step_ca_program()), str(home / "ca.json")], home, port):
+    with Program([str(step_ca_program()), str(home / "ca.json")], home, port) as program:
         auth = {"method": "jwk", "provisioner": "builds", "key": {"env": "STEP_KEY"}}
         block = {"address": f"https://127.0.0.1:{port}", "root": str(home / "root.pem"), "auth": auth}
-        yield block, to_pem([issuer.certificate])
+        yield block, issuer, program
 
 
 @contextmanager
@@ -203,24 +212,57 @@ def _serving(home: Path) -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
     files = ["-ca", home / "ca.pem", "-ca-key", home / "ca-key.pem", "-config", home / "config.json"]
-    with _running(["cfssl", "serve", "-address=127.0.0.1", f"-port={port}", *map(str, files)], home, port):
+    with Program(["cfssl", "serve", "-address=127.0.0.1", f"-port={port}", *map(str, files)], home, port):
         yield port
 
 
-@contextmanager
-def _running(command: Sequence[str], home: Path, port: int) -> Iterator[None]:
-    with (home / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-    try:
+class Program:
+    """A server that can be killed and started again; use it in a ``with`` block.
+
+    Args:
+        command: of the server.
+        home: gets its log.
+        port: where it listens.
+    """
+
+    def __init__(self, command: Sequence[str], home: Path, port: int) -> None:
+        self._command = command
+        self._log = home / "log"
+        self.port = port
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         deadline = time.monotonic() + 45
-        while not _listens(port):
-            assert process.poll() is None, (home / "log").read_text()
-            assert time.monotonic() < deadline, (home / "log").read_text()
+        while not _listens(self.port):
+            assert self._process.poll() is None, self._log.read_text()
+            assert time.monotonic() < deadline, self._log.read_text()
             time.sleep(0.05)
-        yield
-    finally:
-        process.kill()
-        process.wait()
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+        self._process.wait()
+
+    def suspend(self) -> None:
+        """Let it do nothing until `resume`."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
 
 
 def _listens(port: int) -> bool:

@@ -1,10 +1,12 @@
-"""The example in which machines know each other by their identities, with this host's Python in the image."""
+"""Workloads with identities, among them the example, with this host's Python in the image."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import sysconfig
@@ -61,4 +63,67 @@ def test_machines_of_one_ca_speak_to_each_other_and_no_others_do(tmp_path: Path)
     assert "answer: refused: " in foreign
     assert "CERTIFICATE_VERIFY_FAILED" in foreign
     assert foreign.rstrip().endswith("exit status 3 and 3")
+    assert firebuild.leftovers() == []
+
+
+# Reads its certificate again and again, and is server and client of a TLS connection with each that it reads.
+WATCH = r"""
+import json, os, socket, ssl, threading, time
+
+TLS = "/run/firebuild/tls"
+
+def connect(folder):
+    cert, key, ca = (f"{folder}/{name}.pem" for name in ("cert", "key", "ca"))
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=ca)
+    server.verify_mode = ssl.CERT_REQUIRED
+    client = ssl.create_default_context(cafile=ca)
+    for each in (server, client):
+        each.load_cert_chain(cert, key)  # refuses a key of another certificate
+    ours, theirs = socket.socketpair()
+    accepted = []
+    answer = threading.Thread(target=lambda: accepted.append(server.wrap_socket(theirs, server_side=True)))
+    answer.start()
+    caller = client.wrap_socket(ours, server_hostname="web.example")
+    answer.join()
+    return caller, accepted[0]
+
+def works(caller, accepted):
+    caller.sendall(b"hello")
+    assert accepted.recv(5) == b"hello"
+    accepted.sendall(b"hello")
+    assert caller.recv(5) == b"hello"
+
+first, seen = None, []
+while len(seen) < 3:
+    pair = connect(os.path.realpath(f"{TLS}/..data"))
+    works(*pair)
+    first = first or pair
+    one, other = pair[0].getpeercert(), pair[1].getpeercert()
+    assert one == other
+    if one["serialNumber"] not in seen:
+        seen.append(one["serialNumber"])
+        print(json.dumps({**one, "now": time.time()}), flush=True)
+    time.sleep(0.1)
+works(*first)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_a_workload_sees_its_certificate_replaced_twice_and_each_works_until_the_next(tmp_path: Path) -> None:
+    firebuild = Firebuild(tmp_path / "home")
+    firebuild("base", "import", "python", python_base(tmp_path / "root"))
+    # Each is replaced at two thirds of its life: a busy machine has the last third for it.
+    given = ("--identity", "web.example", "--identity-ttl", "40s")
+    done = firebuild("run", *given, "python", "/usr/bin/python3", "-c", WATCH, timeout=300)
+    assert done.stderr == ""
+    seen = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len({one["serialNumber"] for one in seen}) == len(seen) == 3
+    for one in seen:
+        begin, end = (ssl.cert_time_to_seconds(one[name]) for name in ("notBefore", "notAfter"))
+        assert begin <= one["now"] < end
+    ends = [ssl.cert_time_to_seconds(one["notAfter"]) for one in seen]
+    assert ends == sorted(set(ends))
+    # The second was there before the first had ended, and so on.
+    assert all(one["now"] < end for one, end in zip(seen[1:], ends[:-1], strict=True))
     assert firebuild.leftovers() == []

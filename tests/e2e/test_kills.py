@@ -11,22 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from support import Firebuild, eventually
+from support import Firebuild, eventually, family
 
 pytestmark = pytest.mark.needs("bwrap", "busybox")
-
-
-def family(pid: int) -> set[int]:
-    """A process and all below it."""
-    found = {pid}
-    for name in sorted(filter(str.isdecimal, os.listdir("/proc")), key=int):
-        try:
-            parent = int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        if parent in found:
-            found.add(int(name))
-    return found
 
 
 def kill(pids: set[int]) -> None:
@@ -58,7 +45,8 @@ def test_what_was_finished_before_a_kill_is_cached(tmp_path: Path, context: Path
         for line in process.stdout:
             if {"event": "step-started", "step": 4}.items() <= json.loads(line).items():
                 break
-    kill({pid for process in killed for pid in (family(process.pid) if all_of_it else [process.pid])})
+    pids = {process.pid for process in killed}
+    kill(family(pids) if all_of_it else pids)
     for process in killed:
         process.communicate()
     if all_of_it:

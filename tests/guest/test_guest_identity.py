@@ -148,11 +148,30 @@ def test_a_key_that_is_made_here_comes_with_a_request_for_exactly_the_names(own_
     assert own_key.read()[0] == "next"
 
 
-def test_a_host_that_does_not_wait_for_answers_is_refused(own_key: Scene) -> None:
-    for number in range(4):
-        own_key.channel.put(Said(number))
-    with pytest.raises(ProtocolError, match="without waiting for the machine"):
-        own_key.channel.put(Said(5))
+@pytest.mark.parametrize("csr", [False, True], ids=["host-key", "own-key"])
+def test_of_certificates_that_were_not_taken_only_the_last_counts(tmp_path: Path, csr: bool) -> None:
+    scene = Scene(tmp_path, csr=csr)
+    if csr:
+        scene.channel.put(Said(1, "c1", "ca"))
+    scene.renewal.begin(block(1))
+    scene.answers.clear()
+    scene.answered = threading.Semaphore(0)
+    for number in range(2, 31):
+        scene.channel.put(Said(number))
+    scene.metadata = dict(block(30))
+    with scene.renewal.following():
+        assert scene.answered.acquire(timeout=20)
+        number, request, error = scene.answers[-1]
+        assert (number, bool(request), error) == (30, csr, "")
+        if csr:
+            assert scene.say(30, "c30", "ca") == (30, b"", "")
+    assert scene.read()[0] == "c30"
+    assert len(scene.answers) == 1 + csr
+    scene.close()
+
+
+def test_a_host_that_does_not_answer_the_first_request_is_refused(own_key: Scene) -> None:
+    own_key.channel.put(Said(1))
     with pytest.raises(ProtocolError, match="did not answer the request"):
         own_key.renewal.begin({})
 

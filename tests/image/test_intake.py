@@ -345,6 +345,22 @@ def test_an_image_of_too_many_layers_is_refused_at_once(home: Home, tmp_path: Pa
         load(home, packed(Made([empty] * 1025).layout(), tmp_path / "image.tar"))
 
 
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        (["x"] * 1025, "expected a list of at most 1024 images"),
+        ([{"Config": "config.json", "Layers": ["layer0/layer.tar"] * 1025}], "Layers: expected a list of"),
+        ([{"Config": "config.json", "Layers": [], "RepoTags": ["a"] * 1025}], "RepoTags: expected a list of"),
+    ],
+)
+def test_no_list_of_a_docker_archive_has_more_than_1024_members(
+    home: Home, tmp_path: Path, entries: list[object], said: str
+) -> None:
+    files = ONE.docker() | {"manifest.json": json.dumps(entries).encode()}
+    with pytest.raises(InputError, match=said):
+        load(home, packed(files, tmp_path / "image.tar"))
+
+
 def test_an_error_about_a_layer_names_no_file_of_the_store(home: Home, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         load(home, packed(Made([b"text" * 200]).layout(), tmp_path / "image.tar"))

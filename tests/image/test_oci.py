@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -162,6 +163,20 @@ def test_what_is_no_manifest_is_refused(document: bytes, said: str) -> None:
         return
     with pytest.raises(InputError, match=said):
         parse_manifest(document)
+
+
+@pytest.mark.parametrize(
+    ("count", "refused"), [(1024, nullcontext()), (1025, pytest.raises(InputError, match="at most 1024"))]
+)
+def test_no_list_has_more_than_1024_members(count: int, refused: AbstractContextManager[object]) -> None:
+    digests = {"type": "layers", "diff_ids": [digest_of(b"x")] * count}
+    config = {"os": "linux", "architecture": "amd64", "rootfs": digests}
+    with refused:
+        parse_manifest(manifest(layers=[blob("x")] * count))
+    with refused:
+        parse_manifest(index(*["linux/amd64"] * count))
+    with refused:
+        parse_config(json.dumps(config).encode())
 
 
 def test_the_type_that_a_registry_says_has_to_fit() -> None:

@@ -16,9 +16,10 @@ from firebuild_bootstrap.image.worker import readonly
 from firebuild_bootstrap.image.worker.__main__ import digest
 from firebuild_bootstrap.image.worker.readonly import PROGRAMS, make_readonly
 from firebuild_bootstrap.layers.tar import LayerError
+from firebuild_bootstrap.removal import remove_tree
 from firebuild_bootstrap.sandbox import Host, Sandbox
 from firebuild_bootstrap.sandbox.idmap import single
-from layers.trees import MakeTar
+from layers.trees import MakeTar, dig
 
 FORMS = [
     pytest.param("erofs", marks=pytest.mark.needs("mkfs.erofs")),
@@ -167,3 +168,20 @@ def test_what_the_program_says_is_passed_on(
     with pytest.raises(LayerError, match=r"the program .* was not found") as caught:
         make_readonly(form, str(tree), str(tmp_path / "i"), None)
     assert caught.value.hint == f"install the package {PROGRAMS[form][1]}"
+
+
+@pytest.mark.needs("mkfs.erofs", "sqfstar")
+def test_a_path_that_is_longer_than_linux_takes_is_written_or_named(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    dig(tmp_path / "tree", 20, "d" * 250)
+    make_readonly("squashfs", str(tmp_path / "tree"), str(tmp_path / "s"), None)
+    command = ["unsquashfs", "-lc", str(tmp_path / "s")]
+    listed = subprocess.run(command, capture_output=True, check=True).stdout
+    assert max(line.count(b"d" * 250) for line in listed.splitlines()) == 20
+    if readonly._erofs_version() >= (1, 7):
+        make_readonly("erofs", str(tmp_path / "tree"), str(tmp_path / "e"), None)
+        return
+    with pytest.raises(LayerError, match=r"/ddd.*… is a longer path than mkfs\.erofs .* can read") as caught:
+        make_readonly("erofs", str(tmp_path / "tree"), str(tmp_path / "e"), None)
+    assert "write squashfs or ext4" in caught.value.hint
+    remove_tree(tmp_path / "tree")

@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.errors import MachineError
-from firebuild_bootstrap.image.trees import Trees, file_size
+from firebuild_bootstrap.image.trees import Trees, allocated, file_size
 from firebuild_bootstrap.image.worker import __main__ as worker
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.layers.tree import OWNER_MARK
+from firebuild_bootstrap.removal import remove_tree
 from firebuild_bootstrap.sandbox import Host, Runtime, Sandbox
 from firebuild_bootstrap.sandbox.idmap import single
+from layers.trees import dig
 from support import privately
 
 pytestmark = pytest.mark.needs("bwrap")
@@ -102,15 +104,21 @@ def test_everything_is_removed_even_what_nobody_may_read(tmp_path: Path, trees: 
 
 
 def test_very_deep_trees_are_removed(tmp_path: Path, trees: Trees) -> None:
-    descriptor = os.open(tmp_path, os.O_RDONLY)
-    for _ in range(1500):
-        os.mkdir("deep", dir_fd=descriptor)
-        below = os.open("deep", os.O_RDONLY, dir_fd=descriptor)
-        os.close(descriptor)
-        descriptor = below
-    os.close(descriptor)
+    dig(tmp_path, 1500)
     trees.remove(tmp_path / "deep")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("depth", "name"), [(3, "short"), (20, "d" * 250)])
+def test_the_size_of_a_tree_is_what_du_says(tmp_path: Path, depth: int, name: str) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    dig(tree, depth, name)
+    (tree / "file").write_bytes(bytes(20_000))
+    (tree / "same").hardlink_to(tree / "file")
+    du = subprocess.run(["du", "-s", "--block-size=1", tree], capture_output=True, check=True)
+    assert allocated(tree) + tree.stat().st_blocks * 512 == int(du.stdout.split()[0])
+    remove_tree(tree)
 
 
 def test_a_link_is_removed_and_not_what_it_names(tmp_path: Path, trees: Trees) -> None:

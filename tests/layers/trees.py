@@ -22,6 +22,18 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, **fields: object) -> tarfil
     return info
 
 
+def dig(directory: Path, depth: int, name: str = "deep") -> None:
+    """Make directories in each other, a file in each; the whole path may exceed PATH_MAX."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir(name, dir_fd=descriptor)
+        below = os.open(name, os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = below
+        os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=descriptor))
+    os.close(descriptor)
+
+
 @pytest.fixture
 def make_tar(tmp_path: Path) -> MakeTar:
     """Write a tar archive of `(member, content)` pairs; a name ending in / is a directory."""

@@ -14,6 +14,7 @@ import pytest
 
 from firebuild_bootstrap.errors import GuestLost, InputError, StepFailed
 from firebuild_bootstrap.legacy import copying
+from firebuild_bootstrap.sandbox import IdMap
 from legacy.house import House, gnu, install
 
 pytestmark = [pytest.mark.needs("bwrap"), pytest.mark.needs("busybox")]
@@ -292,6 +293,20 @@ def test_what_can_not_be_written_fails_the_step_with_the_words_of_vminit(
     assert isinstance(error, StepFailed)
     assert (error.step, result.steps[-1]) == (step, ("finished", step, 1))
     assert message in error.message
+
+
+@pytest.mark.parametrize(
+    "step", ["COPY --chown=1000 tree /x/", "COPY a.txt /etc/passwd/"], ids=["owner", "target"]
+)
+def test_a_step_that_fails_leaves_nothing_of_ours_in_the_root(
+    house: House, single_idmap: IdMap, step: str
+) -> None:
+    """Where a user has no subordinate ids, no file can be given to another user."""
+    fill(house)
+    house.idmap = single_idmap
+    done = house.old(step)
+    assert isinstance(done.outcome.error, StepFailed)
+    assert [name for name in done.tree() if "firebuild" in name] == []
 
 
 def test_a_file_that_the_guest_loses_fails_the_step(house: House) -> None:

@@ -15,18 +15,7 @@ import pytest
 
 from firebuild_bootstrap import removal
 from firebuild_bootstrap.removal import remove_tree
-
-
-def dig(directory: Path, depth: int, name: str = "deep") -> None:
-    """Make directories in each other, a file in each; the whole path may exceed PATH_MAX."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    for _ in range(depth):
-        os.mkdir(name, dir_fd=descriptor)
-        below = os.open(name, os.O_RDONLY, dir_fd=descriptor)
-        os.close(descriptor)
-        descriptor = below
-        os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=descriptor))
-    os.close(descriptor)
+from layers.trees import dig
 
 
 @pytest.mark.parametrize(("depth", "name"), [(1500, "deep"), (2500, "d" * 255)])

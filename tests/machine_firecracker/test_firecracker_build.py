@@ -21,6 +21,7 @@ from firebuild_bootstrap.image.outputs import parse_outputs
 from firebuild_bootstrap.image.store import StoredImage
 from firebuild_bootstrap.machine import kvm
 from firebuild_bootstrap.machine.base import GuestOptions
+from firebuild_bootstrap.machine.drivers import DOCTOR
 from firebuild_bootstrap.machine.drives import Drives
 from firebuild_bootstrap.machine.firecracker import driver
 from firebuild_bootstrap.machine.firecracker.driver import FirecrackerMachine
@@ -216,8 +217,9 @@ def test_a_machine_that_fails_says_why(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, fault: str, error: type[Exception], words: str
 ) -> None:
     monkeypatch.setenv("FC_EMULATOR_FAULT", fault)
-    with pytest.raises(error, match=f"(?s){words}"):
+    with pytest.raises(error, match=f"(?s){words}") as caught:
         rig.build("FROM scratch\nCOPY greeting /\n", keep_failed=rig.tmp_path / "kept")
+    assert DOCTOR in str(caught.value)
     rig.assert_nothing_is_left()
     [kept] = (rig.tmp_path / "kept").iterdir()
     assert {"rootfs.tar", "failure.json"} <= set(os.listdir(kept))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from inspect import signature
 from typing import Final, NamedTuple
 
 import pytest
@@ -25,6 +26,7 @@ from firebuild_bootstrap.sandbox import bwrap
 from firebuild_bootstrap.service import reporting, server
 from firebuild_bootstrap.service.limits import Limits
 from firebuild_pki import CASettings, chain, crossing, display, names, pem_files, yaml_reader
+from firebuild_pki.http import HTTPClient
 from firebuild_pki.providers.vault import transport as vault
 from support import REPO
 
@@ -43,6 +45,8 @@ TIMEOUT: Final = REGISTRIES.timeout.total_seconds()
 CALL, ISSUE = (
     CASettings.model_fields[name].default.total_seconds() for name in ("call_timeout", "issue_timeout")
 )
+HTTP: Final = signature(HTTPClient).parameters
+ANSWER: Final = "pki/test_pki_http.py::test_an_answer_is_bounded_in_size_and_time"
 GIT: Final = "context/test_git.py::test_a_small_repository_that_becomes_large_is_refused"
 PACKAGES: Final = (
     "image/test_packages.py::test_a_database_of_more_than_its_limit_is_not_read",
@@ -129,6 +133,8 @@ LIMITS: Final = {
             (
                 f"{PULLING}test_an_endless_or_huge_manifest_is_refused_after_4_mib",
                 "image/test_intake.py::test_an_image_of_too_many_layers_is_refused_at_once",
+                "image/test_oci.py::test_no_list_has_more_than_1024_members",
+                "image/test_intake.py::test_no_list_of_a_docker_archive_has_more_than_1024_members",
             ),
         ),
         "time": Held(
@@ -189,6 +195,7 @@ LIMITS: Final = {
             (
                 "service/test_calls.py::test_messages_above_the_limit_are_refused",
                 "service/test_memory.py::test_a_guest_can_not_make_its_server_keep_more_than_a_bounded_amount",
+                "service/test_memory.py::test_a_guest_has_128_calls_open_at_most",
             ),
         ),
         "descriptors": Held(
@@ -322,6 +329,10 @@ LIMITS: Final = {
                 "pki_vault/test_vault_retries.py::test_an_answer_that_trickles_is_given_up_as_a_whole",
             ),
         ),
+    },
+    "the backend of `step-ca` or `cfssl`: an answer": {
+        "memory": Held((HTTP["longest"].default,), (ANSWER,)),
+        "time": Held((HTTP["timeout"].default,), (ANSWER,)),
     },
     "ways from a leaf to an anchor that are tried": {
         "memory": Held(

@@ -192,6 +192,9 @@ def test_an_answer_is_bounded_in_size_and_time(
         "the answer is longer than 1000 bytes",
         False,
     )
+    backend.answers = [(200, {}, bytes(1 << 20)), (200, {}, bytes((1 << 20) + 1))]
+    assert len(connect().request("GET", "/").body) == 1 << 20
+    assert failure(connect()).message.endswith(": the answer is longer than 1048576 bytes")
     backend.answers = [(200, {"Content-Length": "9", "cut": "1"}, b"x")]
     assert failure(connect(attempts=2)).message.endswith(": the answer was cut off")
     assert len(pauses) == 1
@@ -199,6 +202,9 @@ def test_an_answer_is_bounded_in_size_and_time(
     backend.answers = [(200, {}, b"x")]
     late = failure(connect(attempts=1, clock=lambda: float(next(seconds)), timeout=5.0))
     assert (late.message.rpartition(": ")[2], late.retryable) == ("no answer in time", True)
+    seconds = iter(range(0, 1000, 11))
+    late = failure(connect(attempts=1, clock=lambda: float(next(seconds))))
+    assert late.message.endswith(": no answer in time")
 
 
 def test_where_nobody_is_there_it_is_said_what_to_do(connect: Connect) -> None:

@@ -289,6 +289,9 @@ def test_a_heap_of_cas_that_all_sign_each_other_is_searched_in_no_time() -> None
     expected = Expectation(Profile.SERVER, (NAME,), key, NOW, NOW)
     with pytest.raises(MaterialError, match="the chain has a missing link"):
         verify_certificate(pem(leaf), pem(*(one.certificate for one in heap)), trust, expected)
+    # Each way ends below one of the roots, so each counts.
+    ways = Links().paths(leaf, [one.certificate for one in heap], [one.certificate for one in roots])
+    assert sum(1 for _ in ways) == 64
 
 
 # --- signatures and keys that are not accepted -----------------------------------------------------

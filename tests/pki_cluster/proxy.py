@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Sequence
@@ -68,10 +69,12 @@ class Proxy:
 
     Args:
         upstreams: ports on loopback.
+        tls: for its clients, and for the upstreams, where it is to see what is in their TLS.
     """
 
-    def __init__(self, *upstreams: int) -> None:
+    def __init__(self, *upstreams: int, tls: tuple[ssl.SSLContext, ssl.SSLContext] | None = None) -> None:
         self._upstreams: Sequence[int] = upstreams
+        self._tls = tls
         self._turn = cycle(range(len(upstreams)))
         self._lock = threading.Lock()
         self._fault = FORWARD
@@ -137,13 +140,16 @@ class Proxy:
             self._start(threading.Thread(target=self._serve, args=(client, epoch)))
 
     def _serve(self, client: socket.socket, epoch: int) -> None:
+        fault = FORWARD
         with ExitStack() as stack:
+            stack.enter_context(suppress(OSError))
             stack.enter_context(closing(client))
+            if self._tls is not None:
+                client = stack.enter_context(closing(self._tls[0].wrap_socket(client, server_side=True)))
             upstream = self._connect()
             if upstream is None:
                 return
             stack.enter_context(closing(upstream))
-            fault = FORWARD
             with suppress(OSError):
                 while epoch == self._epoch and not self._stopping.is_set():
                     ready, _, _ = select.select([client, upstream], [], [], _TICK)
@@ -159,8 +165,14 @@ class Proxy:
             first = next(self._turn)
         for port in islice(cycle(self._upstreams), first, first + len(self._upstreams)):
             with suppress(OSError):
-                return socket.create_connection(("127.0.0.1", port), timeout=5)
+                return self._connected(socket.create_connection(("127.0.0.1", port), timeout=5))
         return None
+
+    def _connected(self, upstream: socket.socket) -> socket.socket:
+        if self._tls is None:
+            return upstream
+        with upstream:  # closed if there is no handshake; else it is the other's
+            return self._tls[1].wrap_socket(upstream)
 
     def _taken(self) -> Fault:
         with self._lock:

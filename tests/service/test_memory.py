@@ -21,6 +21,7 @@ from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.guest.handshake import client_context, first_contact
 from firebuild_bootstrap.guest.stop import Stop
 from firebuild_bootstrap.legacy.handlers import HELLO
+from support import eventually, peak
 
 pytestmark = pytest.mark.long
 
@@ -76,10 +77,10 @@ class Served:
         return token
 
     def most(self) -> int:
-        """The most bytes of the process that were ever in memory (proc_pid_status(5))."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
+        """The most bytes of the process that were ever in memory."""
+        most = peak(self.process.pid)
+        assert most is not None, "the server has ended"
+        return most
 
     def close(self) -> None:
         for channel in self._channels:
@@ -233,7 +234,17 @@ def test_a_guest_can_not_make_its_server_keep_more_than_a_bounded_amount(
     tmp_path: Path, flood: Callable[[list[grpc.Channel]], Iterator[Any]], seconds_per_event: float
 ) -> None:
     with served(tmp_path, seconds_per_event) as server:
+        before = server.most()
         begun = list(flood(server.connections()))
         time.sleep(1.5)
-        assert server.most() - server.greeting["resident"] < BOUND
+        assert server.most() - before < BOUND
         del begun
+
+
+def test_a_guest_has_128_calls_open_at_most(tmp_path: Path) -> None:
+    with served(tmp_path) as server:
+        request = pb.ResourceRequest(path="step-2")  # of more than anybody reads
+        calls = [call(one, "Resource", request) for one in server.connections(10) for _ in range(16)]
+        assert eventually(lambda: sum(not one.is_active() for one in calls) == 160 - 128)
+        codes = {one.code() for one in calls if not one.is_active()}
+        assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED}

@@ -351,6 +351,10 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
         assert (record.diff_id, record.blob) == (f"sha256:{'4' * 64}", LAYER)
         with pytest.raises(InputError, match="1025 steps"):
             write_records([record] * 1025, blobs)
+        document = json.loads(blobs.read(found.config.digest, 1 << 20))
+        assert len(read_records(*kept({"records": document["records"] * 1024}), "there")) == 1024
+        with pytest.raises(InputError, match="a list of at most 1024"):
+            read_records(*kept({"records": document["records"] * 1025}), "there")
 
 
 @pytest.mark.parametrize(

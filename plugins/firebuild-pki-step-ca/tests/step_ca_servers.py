@@ -8,12 +8,15 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import subprocess
+import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
 
@@ -183,6 +186,40 @@ def serving(pki: Pki, **changes: Any) -> Iterator[str]:
             process.kill()
             process.wait()
     raise RuntimeError(f"step-ca does not start: {(home / 'log').read_text()}")
+
+
+@contextmanager
+def saying(pki: Pki, pieces: Callable[[], Iterable[bytes]]) -> Iterator[str]:
+    """Run what is no step-ca, with the certificate of its intermediate; yield its URL.
+
+    Args:
+        pki: has the certificate and its key.
+        pieces: makes what a client is sent once it has asked, which may be without end.
+    """
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(pki.ca, pki.ca_key)
+
+    def answer() -> None:
+        while True:
+            with suppress(OSError), listener.accept()[0] as accepted:
+                accepted.settimeout(60)
+                with tls.wrap_socket(accepted, server_side=True) as client:
+                    client.recv(1 << 16)
+                    for piece in takewhile(lambda _: not over.is_set(), pieces()):
+                        client.sendall(piece)
+            if over.is_set():
+                return
+
+    over, thread = threading.Event(), threading.Thread(target=answer)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        thread.start()
+        try:
+            yield f"https://127.0.0.1:{port}"
+        finally:
+            over.set()
+            socket.create_connection(("127.0.0.1", port)).close()
+            thread.join()
 
 
 def _listens(port: int, process: subprocess.Popen[bytes]) -> bool:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,20 @@ from joserfc.jwk import ECKey, RSAKey
 from firebuild_pki_step_ca import tokens
 from firebuild_pki_step_ca.client import Client, Refused
 from firebuild_pki_step_ca.settings import JWKAuth, StepCASettings, X5CAuth
-from step_ca_servers import PASSWORD, Pki, bare, encrypt, leaf_of, now, opened, section, serving, write, x5c
+from step_ca_servers import (
+    PASSWORD,
+    Pki,
+    bare,
+    encrypt,
+    leaf_of,
+    now,
+    opened,
+    saying,
+    section,
+    serving,
+    write,
+    x5c,
+)
 
 pytestmark = pytest.mark.needs("step-ca")
 
@@ -105,16 +121,60 @@ def test_the_root_may_be_known_by_its_fingerprint_alone(server: str, pki: Pki) -
 def test_a_root_with_another_fingerprint_is_refused(server: str, pki: Pki) -> None:
     error = refusal(section(server, pki, root=None, root_fingerprint="0" * 64))
     assert "has no root with the fingerprint in root_fingerprint" in error.message
-    # the stranger's, which somebody between us and the server could hand out
-    with pytest.MonkeyPatch.context() as patch:
-        read = json.dumps({"ca": pki.stranger.read_text()}).encode()
-        patch.setattr("http.client.HTTPResponse.read", lambda *_: read)
-        digest = hashlib.sha256(leaf_of(pki.root.read_bytes()).public_bytes(Encoding.DER)).hexdigest()
-        error = refusal(section(server, pki, root=None, root_fingerprint=digest))
-    assert "has no root with the fingerprint in root_fingerprint" in error.message
     error = refusal(section("https://127.0.0.1:1", pki, root=None, root_fingerprint="0" * 64))
-    assert "cannot ask https://127.0.0.1:1 for the root" in error.message
+    assert "https://127.0.0.1:1: connection refused" in error.message
     assert error.retryable
+
+
+def http(status: str, body: object) -> bytes:
+    data = json.dumps(body).encode()
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        ("200 OK", lambda pki: {"ca": pki.stranger.read_text()}, "has no root with the fingerprint"),
+        ("200 OK", lambda _: {"ca": 1}, "has no root with the fingerprint"),
+        ("200 OK", lambda _: [], "has no root with the fingerprint"),
+        ("502 Bad Gateway", lambda _: {}, "reading the root was refused"),
+    ],
+    ids=["another's root", "no text", "no object", "a proxy's fault"],
+)
+def test_what_is_not_the_root_is_not_taken_for_it(
+    pki: Pki, status: str, body: Callable[[Pki], object], said: str
+) -> None:
+    digest = hashlib.sha256(leaf_of(pki.root.read_bytes()).public_bytes(Encoding.DER)).hexdigest()
+    with saying(pki, lambda: [http(status, body(pki))]) as address:
+        assert said in refusal(section(address, pki, root=None, root_fingerprint=digest)).message
+
+
+def drops(piece: bytes) -> Iterator[bytes]:
+    """Say something again and again, until nobody takes it."""
+    while True:
+        time.sleep(0.05)
+        yield piece
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "timeout", "said"),
+    [
+        (lambda: chain([HEAD, b"\r\n"], repeat(b"x" * 65536)), "60s", "longer than 1048576 bytes"),
+        (lambda: chain([HEAD, b"\r\n"], drops(b"x")), "1s", "no answer in time"),
+        (lambda: chain([HEAD], drops(b"A: b\r\n")), "1s", "no answer in time"),
+        (lambda: drops(b"H"), "1s", "no answer in time"),
+    ],
+    ids=["a flood", "a body", "headers", "a line"],
+)
+def test_an_answer_without_end_is_not_the_root(
+    pki: Pki, pieces: Callable[[], Iterator[bytes]], timeout: str, said: str
+) -> None:
+    with saying(pki, pieces) as address:
+        written = section(address, pki, root=None, root_fingerprint="0" * 64, timeout=timeout)
+        assert said in refusal(written).message
 
 
 def test_a_limit_below_what_builds_ask_for_is_told(server: str, pki: Pki) -> None:

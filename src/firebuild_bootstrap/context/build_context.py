@@ -43,6 +43,7 @@ from firebuild_bootstrap.dockerfile.operations import redacted
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.matching import BadPattern, Pattern, has_wildcard
+from firebuild_bootstrap.removal import remove_tree
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.context.fetch import Cloned
@@ -87,7 +88,7 @@ class FileTree:
         self._rules = rules or IgnoreRules()
         self._keeps_owners = keeps_owners
         self._downloads = downloads
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._temporary: Path | None = None
         self._limits = limits or FetchLimits()
         self._clock_ns = clock_ns
         self._tasks = tasks or Tasks()
@@ -112,7 +113,7 @@ class FileTree:
         for root in (self._files, *self._opened):
             root.close()
         if self._temporary is not None:
-            self._temporary.cleanup()
+            remove_tree(self._temporary, ignore_errors=True)
 
     def resource(
         self,
@@ -233,8 +234,8 @@ class FileTree:
         if self._downloads is not None:
             return self._downloads()
         if self._temporary is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="firebuild-")
-        return Path(self._temporary.name)
+            self._temporary = Path(tempfile.mkdtemp(prefix="firebuild-"))
+        return self._temporary
 
     def _group(self, tree: Tree, node: Node, name: str, *, unpack: bool, check: bool) -> Group:
         if node.is_directory:

@@ -8,6 +8,7 @@ https://docs.docker.com/reference/dockerfile/#adding-files-from-a-git-repository
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import http.client
 import io
@@ -15,6 +16,7 @@ import os
 import re
 import shutil
 import ssl
+import stat
 import tempfile
 import time
 import urllib.error
@@ -33,7 +35,10 @@ from firebuild_bootstrap.dockerfile.graph import GitTree
 from firebuild_bootstrap.dockerfile.operations import file_name, redacted
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers import tar
+from firebuild_bootstrap.layers.tar import LayerError
+from firebuild_bootstrap.layers.tree import members
 from firebuild_bootstrap.programs import LimitExceeded, run_program
+from firebuild_bootstrap.removal import remove_tree
 from firebuild_bootstrap.sizes import human_size
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.connections import BoundedResponse, client_context
@@ -61,6 +66,8 @@ _ENVIRONMENT: Final[Mapping[str, str]] = {
     "GIT_SSH_COMMAND": "ssh -o BatchMode=yes",
     "LC_ALL": "C",
 }
+
+_LONGEST_WORDS: Final = 4000  # git cuts what it says, with a path in it, at 4096 bytes
 
 _SMALLER: Final = "name a smaller repository, or clone what is needed of it into the build context"
 
@@ -359,7 +366,7 @@ class _Clone:
         committed = self._git("show", "--no-patch", "--format=%ct", commit)
         if not tree.keep_git_dir:
             self._remove_git_directories()
-        _set_times(self.path, int(committed))
+        self._set_times(int(committed))
 
     def _fetch(self, ref: str) -> str:
         """Fetch what is needed for `ref`, and return what git calls its commit then."""
@@ -379,11 +386,15 @@ class _Clone:
         return f"{ref}^{{commit}}"
 
     def _remove_git_directories(self) -> None:
-        shutil.rmtree(self.path / ".git")
-        # Those of submodules are files.
-        for directory, _, files in os.walk(self.path):
-            if ".git" in files:
-                os.unlink(os.path.join(directory, ".git"))
+        remove_tree(self.path / ".git")
+        for directory, name, status in members(str(self.path)):
+            if name == ".git" and not stat.S_ISDIR(status.st_mode):  # of a submodule
+                os.unlink(name, dir_fd=directory)
+
+    def _set_times(self, seconds: int) -> None:
+        for directory, name, _ in members(str(self.path)):
+            os.utime(name, (seconds, seconds), dir_fd=directory, follow_symlinks=False)
+        os.utime(self.path, (seconds, seconds))
 
     def _git(self, *words: str) -> str:
         """Run git, and return what it writes.
@@ -410,9 +421,10 @@ class _Clone:
             raise self._error(f"git {words[0]}: {why}", _SMALLER) from error
         if done.returncode:
             said = done.stderr.decode("utf-8", "replace").strip()
-            last = one_line(
-                (said.splitlines() or [f"git {words[0]} failed"])[-1].removeprefix("fatal: "), 300
-            )
+            last = (said.splitlines() or [f"git {words[0]} failed"])[-1].removeprefix("fatal: ")
+            if os.strerror(errno.ENAMETOOLONG) in last or len(last) > _LONGEST_WORDS:
+                raise self._error(f"a path in it is too long for Linux: {one_line(last, 200)}")
+            last = one_line(last, 300)
             if "out of memory" in said.lower():
                 raise self._error(
                     f"git may have {human_size(self._limits.memory)} of memory: {last}", _SMALLER
@@ -424,17 +436,15 @@ class _Clone:
         """Measure the disk use every now and then, for not more than a tenth of the time."""
         began = time.monotonic()
         if began >= self._measured:
-            self._measure()
+            with suppress(LayerError, FileNotFoundError):  # what git has removed meanwhile
+                self._measure()
             now = time.monotonic()
             self._measured = now + max(1.0, 10 * (now - began))
 
     def _measure(self) -> None:
-        size = entries = 0
-        for directory, names, files in os.walk(self.path):
-            entries += len(names) + len(files)
-            for name in files:
-                with suppress(OSError):  # such as one that git has removed meanwhile
-                    size += os.lstat(os.path.join(directory, name)).st_size
+        size = 0
+        for entries, (_, _, status) in enumerate(members(str(self.path)), 1):
+            size += 0 if stat.S_ISDIR(status.st_mode) else status.st_size
             if size > self._limits.total_bytes:
                 raise self._error(
                     f"it has more than {human_size(self._limits.total_bytes)} on disk", _SMALLER
@@ -446,10 +456,3 @@ class _Clone:
 
     def _error(self, why: str, hint: str | None = None, kind: type[InputError] = InputError) -> InputError:
         return kind(f"{self._shown} can't be fetched: {why}", hint=hint, location=self._location)
-
-
-def _set_times(root: Path, seconds: int) -> None:
-    for directory, names, files in os.walk(root, topdown=False):
-        for name in (*names, *files):
-            os.utime(os.path.join(directory, name), (seconds, seconds), follow_symlinks=False)
-    os.utime(root, (seconds, seconds))

@@ -8,7 +8,6 @@ the directory behind it goes on seeing three that belong together.
 from __future__ import annotations
 
 import os
-import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,6 @@ from .errors import GuestError, ProtocolError, StepError
 from .mounts import MountPoint
 from .stop import Stop
 
-_WAITING = 4  # what a host may say before it is answered
 _POLL_SECONDS = 0.1
 _CURRENT, _NEXT = "..data", "..next"
 _FILES = ("cert.pem", "key.pem", "ca.pem")
@@ -49,24 +47,23 @@ class Answer(Protocol):
 class Channel:
     """What the host says, from the thread that reads the session to the one that acts on it.
 
+    Only the last counts: a host that got no answer has gone on to the next certificate, and the metadata have
+    that one alone. A guest that stood still for long finds several such words at once.
+
     Args:
         answer: see there; may wait.
     """
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
-        self._said: queue.Queue[Said | None] = queue.Queue(_WAITING)
+        self._changed = threading.Condition()
+        self._said: Said | None = None
 
     def put(self, said: Said) -> None:
-        """Take what the host says.
-
-        Raises:
-            ProtocolError: it does not wait for answers.
-        """
-        try:
-            self._said.put_nowait(said)
-        except queue.Full:
-            raise ProtocolError("the server renews the identity without waiting for the machine") from None
+        """Take what the host says, in the place of what has not been taken yet."""
+        with self._changed:
+            self._said = said
+            self._changed.notify()
 
     def get(self, stop: Stop, ended: threading.Event | None = None) -> Said | None:
         """Wait for what it says; None when `ended` is set.
@@ -76,10 +73,10 @@ class Channel:
         """
         while ended is None or not ended.is_set():
             stop.check()
-            try:
-                return self._said.get(timeout=_POLL_SECONDS)
-            except queue.Empty:
-                continue
+            with self._changed:
+                if self._changed.wait_for(lambda: self._said, _POLL_SECONDS):
+                    said, self._said = self._said, None
+                    return said
         return None
 
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -16,6 +17,8 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.layers.apply import UnpackReport
+from firebuild_bootstrap.layers.tar import LayerError
+from firebuild_bootstrap.layers.tree import members
 from firebuild_bootstrap.removal import remove_tree
 from firebuild_bootstrap.sandbox import Bind, IdMode, Runtime, Sandbox, find_runtime
 from firebuild_bootstrap.values import dataclass
@@ -76,20 +79,33 @@ def allocated(path: Path) -> int:
     size = 0.0
     folders: list[str | Path] = [path]
     while folders:
-        # Not os.walk, which takes twice as long: a build waits for this.
-        with suppress(OSError), os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                except OSError:  # gone by now
-                    continue
-                folder = entry.is_dir(follow_symlinks=False)
-                if folder:
-                    folders.append(entry.path)
-                # In units of 512 bytes whatever the block size is (stat(2)). Each name of a file counts for
-                # its part: a layer may have millions, too many to remember.
-                size += status.st_blocks * 512 / (1 if folder else status.st_nlink)
+        try:
+            # Not os.walk, which takes twice as long: a build waits for this.
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    with suppress(FileNotFoundError):  # gone by now
+                        size += _share(entry.stat(follow_symlinks=False))
+                        if entry.is_dir(follow_symlinks=False):
+                            folders.append(entry.path)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return _allocated_deep(path)
     return round(size)
+
+
+def _allocated_deep(path: Path) -> int:
+    """Do the same where paths are longer than Linux takes; it costs three times the time."""
+    size = 0.0
+    with suppress(LayerError, OSError):
+        for _, _, status in members(str(path)):
+            size += _share(status)
+    return round(size)
+
+
+def _share(status: os.stat_result) -> float:
+    # In units of 512 bytes whatever the block size is (stat(2)). Each name of a file counts for its part: a
+    # layer may have millions, too many to remember.
+    return status.st_blocks * 512 / (1 if stat.S_ISDIR(status.st_mode) else status.st_nlink)
 
 
 class _UnmountableError(MachineError):

@@ -121,6 +121,24 @@ def statuses(root: int | str) -> Iterator[tuple[str, os.stat_result]]:
     return _Statuses().run(root)
 
 
+def members(root: int | str) -> Iterator[tuple[int, str, os.stat_result]]:
+    """Yield everything in a tree but its root, however deep it is: what is in a directory after it.
+
+    What is mounted in there is not entered. Each may be removed, if it is no directory.
+
+    Args:
+        root: as for `tree_entries`.
+
+    Returns:
+        of each the descriptor of its directory, valid until the next step, its name in there, and its status.
+
+    Raises:
+        LayerError: a directory can't be read.
+        FileNotFoundError: something was removed by somebody else.
+    """
+    return _Members().run(root)
+
+
 def check_names(root: int | str) -> None:
     """Make sure that no name in the tree of a layer means a whiteout in its archive; no file is opened.
 
@@ -382,6 +400,23 @@ class _Statuses(_Walk[tuple[str, os.stat_result]]):
             yield from self._directory(path, _enter(path, name, parent), status)
         elif stat.S_IFMT(status.st_mode) in KINDS:
             yield path, status
+
+
+class _Members(_Walk[tuple[int, str, os.stat_result]]):
+    def _directory(
+        self, path: str, descriptor: int, status: os.stat_result
+    ) -> Iterator[tuple[int, str, os.stat_result]]:
+        found = self._hold(descriptor)
+        self._down(path, found() if status.st_dev == os.fstat(self._root).st_dev else ())
+        yield from ()
+
+    def _visit(
+        self, path: str, name: str, status: os.stat_result
+    ) -> Iterator[tuple[int, str, os.stat_result]]:
+        parent = self._parent()
+        yield parent, name, status
+        if stat.S_ISDIR(status.st_mode):
+            yield from self._directory(path, _enter(path, name, parent), status)
 
 
 class _Reserved(_Walk[str]):

@@ -20,7 +20,8 @@ _EXTENSIONS: Final = ("Step", "Argv", "Script", "Chmod", "TargetIsDirectory")
 MAX_SCRIPT_BYTES: Final = 128 * 1024 - 1
 _MAX_LINE_BYTES: Final = 60_000
 
-# `say` writes a mark, `begin` the first one of a step on both streams, `die` why it failed before it ends.
+# `say` writes a mark, `begin` the first one of a step on both streams, `die` why it failed before it ends; it
+# leaves nothing in the root, which the user may keep (`--keep-on-failure`).
 # `mk` makes a directory and the missing ones above it. `user` and `owner` look names up in the image's own
 # files, by the rules of guest/users.py.
 _LIBRARY: Final = r"""
@@ -28,7 +29,7 @@ PATH=%(path)s LC_ALL=C; export PATH LC_ALL; unset CDPATH ENV IFS; umask 022; cd 
 S=%(staging)s STEP=%(step)d
 say() { printf '\001%(nonce)s:%%s:%%s:%%s\002\n' "$1" "$STEP" "$2"; }
 begin() { say B ''; say B '' >&2; }
-die() { say X "$1"; exit 1; }
+die() { cd /; rm -rf "$S" 2>/dev/null; say X "$1"; exit 1; }
 failed() { die "the files could not be put in their place; the output says what failed"; }
 mk() {
   left=$1 made=

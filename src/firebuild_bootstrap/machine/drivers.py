@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
 from firebuild_bootstrap.image.layertrees import Layer
 from firebuild_bootstrap.machine.base import Machine
 
@@ -15,7 +16,28 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.machine.workspace import BuildDirectory
 
 
-_DOCTOR: Final = "`firebuild doctor` says what this machine can do"
+DOCTOR: Final = "`firebuild doctor` says what this machine can do and what is missing"
+"""The hint where this host refuses what a machine needs."""
+
+
+@contextmanager
+def pointing_to_doctor(
+    settings: MachineSettings, kinds: tuple[type[FirebuildError], ...] = (MachineError,)
+) -> Iterator[None]:
+    """Have errors of the block point to `firebuild doctor`, behind the hint that they have already.
+
+    Those of the driver `external` don't: what starts that machine is not firebuild's, and may be elsewhere.
+
+    Args:
+        settings: which driver.
+        kinds: of errors that are about this host; others are about what the user gave.
+    """
+    try:
+        yield
+    except kinds as error:
+        if settings.driver != "external" and DOCTOR not in (error.hint or ""):
+            error.hint = "; ".join(filter(None, (error.hint, DOCTOR)))
+        raise
 
 
 def make_machine(
@@ -28,11 +50,8 @@ def make_machine(
     info: Callable[[str], None] = lambda _: None,
 ) -> Machine:
     """Do what `new_machine` does, whose errors point to `firebuild doctor` here."""
-    try:
+    with pointing_to_doctor(settings, (InputError, MachineError)):
         return new_machine(settings, workspace, bind=bind, store=store, notice=notice, info=info)
-    except (InputError, MachineError) as error:
-        error.hint = "; ".join(filter(None, (error.hint, _DOCTOR)))
-        raise
 
 
 def new_machine(
@@ -83,7 +102,7 @@ def new_machine(
             )
 
 
-def start_ahead(machine: Machine, layers: Sequence[Layer]) -> None:
+def start_ahead(machine: Machine, layers: Sequence[Layer], settings: MachineSettings) -> None:
     """Have the guest of a new machine wait for its metadata already, if the machine can do that.
 
     Raises:
@@ -92,7 +111,8 @@ def start_ahead(machine: Machine, layers: Sequence[Layer]) -> None:
     from firebuild_bootstrap.machine.local import LocalMachine
 
     if isinstance(machine, LocalMachine):
-        machine.start_ahead(layers)
+        with pointing_to_doctor(settings):
+            machine.start_ahead(layers)
 
 
 def most_at_once(settings: MachineSettings) -> int:

