@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import platform
 import re
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,25 @@ def leftovers(home: Path, seconds: float = 10.0) -> list[str]:
     builds = _entries(home / "builds")
     eventually(lambda: not _entries(home / "removing"), seconds)
     return sorted(str(path) for path in (*builds, *_entries(home / "removing")) if path.is_dir())
+
+
+def writable_memory(pid: int) -> Iterator[bytes]:
+    """Yield what a process of ours may write to, in pieces without holes.
+
+    Of the stack of a thread a page may be none that can be read (EIO): glibc 2.42 makes guards with
+    MADV_GUARD_INSTALL, which are part of the mapping.
+    """
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as file:
+        for line in maps:
+            span, mode, *_ = line.split()
+            start, end = (int(one, 16) for one in span.split("-"))
+            while mode.startswith("rw") and "[v" not in line and start < end:
+                file.seek(start)
+                piece = b""
+                with suppress(OSError):
+                    piece = file.read(end - start)
+                yield piece
+                start += len(piece) or mmap.PAGESIZE
 
 
 def unwarned(said: str) -> str:

@@ -40,6 +40,10 @@ def imported_by(home: Path, module: str, *arguments: str, **variables: str) -> s
     return set(done.stderr.rpartition("MODULES")[2].split())
 
 
+# The argparse of Python 3.14 has colours, and those are dataclasses.
+ARGPARSE = {"dataclasses"} if sys.version_info >= (3, 14) else set[str]()
+
+
 def imported_without_site(*modules: str) -> set[str]:
     """Import modules as in a sandbox, where `site` and its path files take no part."""
     runtime = find_runtime()
@@ -55,7 +59,7 @@ def imported_without_site(*modules: str) -> set[str]:
         (
             "firebuild_bootstrap.guest.main",
             ("--help",),
-            BUILDING | READING | SETTINGS | {"ssl", "dataclasses", "subprocess"},
+            BUILDING | READING | SETTINGS | {"ssl", "dataclasses", "subprocess"} - ARGPARSE,
         ),
         ("firebuild_bootstrap.cli.app", ("--help",), BUILDING | READING | SETTINGS),
         ("firebuild_bootstrap.cli.app", ("rootfs", "--help"), BUILDING | READING | SETTINGS),

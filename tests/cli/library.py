@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from firebuild_bootstrap.build import build_image
-from firebuild_bootstrap.events import Event
+from firebuild_bootstrap.events import Event, Notice
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import parse_outputs
 from firebuild_bootstrap.image.store import StoredImage
 from firebuild_bootstrap.request import BuildRequest
+from firebuild_bootstrap.sandbox import detect
 from firebuild_bootstrap.settings import BuildSettings
 from support import leftovers
 
@@ -47,6 +48,10 @@ class Library:
 
     def of(self, kind: type[EventT]) -> list[EventT]:
         return [event for event in self.events if isinstance(event, kind)]
+
+    def notices(self) -> list[Notice]:
+        """The notices, without that to a user who has no subordinate ids."""
+        return [event for event in self.of(Notice) if event.message != detect().note]
 
     def leftovers(self) -> list[str]:
         return leftovers(self.home.root)

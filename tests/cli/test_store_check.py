@@ -138,7 +138,7 @@ def test_what_is_of_no_use_is_repaired_and_the_next_build_makes_it_again(store: 
     found = [
         "image app:1: images/content/ID/rootfs.ext4 is damaged: "
         "--repair has it written again when it is asked for",
-        f"layers/{record.parents[2].name[:7]}ID/cache/records/ID is damaged: --repair removes it",
+        f"layers/{record.parents[2].name[:-16]}ID/cache/records/ID is damaged: --repair removes it",
     ]
     assert problems(store) == found
     assert problems(store, "--repair", left=False) == [
@@ -163,6 +163,7 @@ def test_a_layer_that_somebody_has_changed_is_removed_and_built_again(store: Cli
     assert "is not in the store" in store("images", "path", "app:1", "-o", "tar", status=6).err
     store("build", "-q", "-t", "app:1", ".")
     assert problems(store, left=False)[0].startswith("sound")
+    await_end_of_processes(store.home)
     assert one(store, "layers/*/content/*/layer/fs/one").read_text() == "1\n"
 
 

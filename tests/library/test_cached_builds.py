@@ -10,7 +10,7 @@ import pytest
 
 from cli.library import Library
 from firebuild_bootstrap.errors import StepFailed
-from firebuild_bootstrap.events import Event, Notice, PhaseStarted, StepCached, StepStarted
+from firebuild_bootstrap.events import Event, PhaseStarted, StepCached, StepStarted
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputType
 from firebuild_bootstrap.image.store import StoredImage
@@ -75,7 +75,7 @@ def test_what_has_changed_is_executed_and_what_comes_before_it_is_not(cached: Li
     image, executed, found = build(cached, build_args={"VERSION": "2"}, explain_cache=True)
     assert (executed, found) == ([4, 6], [2, 3, 5])
     assert content(image, "version") == "2"
-    told = [event.message for event in cached.of(Notice) if event.message.startswith("not cached")]
+    told = [event.message for event in cached.notices() if event.message.startswith("not cached")]
     assert told == ["not cached: RUN echo $VERSION > /version: build argument VERSION was 1 and is 2"]
     status = (cached.context / "source").stat()
     (cached.context / "source").write_text("two")
@@ -116,7 +116,7 @@ def test_a_file_that_changes_while_it_is_sent_is_not_cached(cached: Library) -> 
     cached.watch = change
     text = "FROM scratch\nCOPY source /source\n"
     build(cached, text)
-    assert any("changed while they were sent: not cached" in event.message for event in cached.of(Notice))
+    assert any("changed while they were sent: not cached" in event.message for event in cached.notices())
     cached.watch = lambda _: None
     image, executed, _ = build(cached, text)
     assert executed == [1, 2]
@@ -190,6 +190,7 @@ COPY --link source /last
 """
 
 
+@pytest.mark.needs("ids")
 def test_copies_with_link_are_not_made_again_when_something_before_them_changes(cached: Library) -> None:
     image, executed, done = build(cached, LINKED)
     assert executed == [1, 2, 3, 4, 5, 6, 7, 8]

@@ -14,7 +14,7 @@ import pytest
 from cli.library import Library
 from firebuild_bootstrap.bootstrap_settings import BootstrapSettings
 from firebuild_bootstrap.errors import BuildTimeout, InputError, Interrupted, StepFailed
-from firebuild_bootstrap.events import BuildFailed, BuildStarted, Event, Notice, StepOutput
+from firebuild_bootstrap.events import BuildFailed, BuildStarted, Event, StepOutput
 from firebuild_bootstrap.settings import BuildSettings
 
 pytestmark = pytest.mark.needs("userns")
@@ -43,7 +43,7 @@ def test_the_root_file_system_and_the_story_of_a_failed_build_are_kept(
     assert {**shown, "time": None} == {**failed.as_json(), "time": None}
     assert shown["step"] == 3
     assert (folder / "console.log").read_text() == "vminit: the command exited with status 3\n"
-    [notice] = library.of(Notice)
+    [notice] = library.notices()
     assert (notice.level, notice.message) == (
         "info",
         f"what is left of the failed build is kept in {folder}: console.log, failure.json, rootfs.tar",
@@ -109,7 +109,7 @@ def test_what_can_not_be_kept_does_not_hide_why_the_build_failed(library: Librar
     (tmp_path / "file").touch()
     with pytest.raises(StepFailed, match="exit code 3"):
         library.build(FAILING, keep_failed=tmp_path / "file")
-    [notice] = library.of(Notice)
+    [notice] = library.notices()
     assert notice.level == "warning"
     assert notice.message.startswith("what is left of the failed build could not be kept: ")
     assert "Not a directory" in notice.message

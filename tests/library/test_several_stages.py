@@ -47,6 +47,7 @@ def members(library: Library, image_path: Path | None) -> dict[str, tarfile.TarI
         return {member.name.rstrip("/"): member for member in tar}
 
 
+@pytest.mark.needs("ids")
 def test_a_stage_takes_files_from_stages_and_images(library: Library) -> None:
     image = library.build(SEVERAL)
     path = image.output(OutputType.TAR)

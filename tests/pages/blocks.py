@@ -32,7 +32,7 @@ import click
 from markdown_it import MarkdownIt
 
 from firebuild_bootstrap.cli.app import app
-from support import BIN, REPO
+from support import BIN, REPO, unwarned
 
 _COMMENT = re.compile(
     r"<!--\s*(run|output|synopsis|tested|not run|file|before|needs|blocks)\b:?\s*(.*?)\s*-->", re.DOTALL
@@ -190,7 +190,7 @@ class Shell:
             timeout=150,
             check=False,
         )
-        return done.returncode, done.stdout.replace(str(self.home), "~")
+        return done.returncode, unwarned(done.stdout).replace(str(self.home), "~")
 
 
 def compare(where: str, command: str, expected: str, status: int, printed: str) -> str:

@@ -6,7 +6,6 @@ import ipaddress
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +21,7 @@ from firebuild_pki.provider import Profile, TrustBundle
 from firebuild_pki.verify import Expectation, verify_certificate, verify_trust
 from firebuild_pki.x509 import fingerprint, only_below
 from pki.tools import CLIENT_AUTH, SERVER_AUTH, OperatorCA, certificates, pem
+from support import writable_memory
 
 DOMAIN = "b-1.firebuild.internal"
 GUEST = f"guest-7.{DOMAIN}"
@@ -203,21 +203,10 @@ sys.stdin.readline()
 """
 
 
-def memory(pid: int) -> Iterator[bytes]:
-    """Yield what a process of ours may write to, mapping by mapping."""
-    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as file:
-        for line in maps:
-            span, mode, *_ = line.split()
-            if mode.startswith("rw") and "[v" not in line:
-                start, end = (int(one, 16) for one in span.split("-"))
-                file.seek(start)
-                yield file.read(end - start)
-
-
 def holds(pid: int, keys: list[bytes]) -> list[bool]:
     """Tell which of the private numbers are in a process, as OpenSSL keeps them or as PKCS#8 writes them."""
     written = [(one, one[::-1]) for one in keys]
-    parts = list(memory(pid))
+    parts = list(writable_memory(pid))
     return [any(form in part for part in parts for form in forms) for forms in written]
 
 

@@ -76,7 +76,7 @@ def is_critical(certificate: x509.Certificate, kind: type[x509.ExtensionType]) -
     return certificate.extensions.get_extension_for_class(kind).critical
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::PendingDeprecationWarning")
 def test_the_linter_finds_nothing(issued: Issued, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def written(certificate: x509.Certificate) -> str:
         path = tmp_path / f"{certificate.serial_number}.pem"

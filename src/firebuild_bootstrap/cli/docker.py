@@ -22,6 +22,7 @@ _FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
 _LIMITS: Final = "limits are settings of the machine: machine.qemu.memory, machine.firecracker.vcpus, …"
 
+_ANNOTATIONS: Final = "annotations are not written: use --label"
 _POINTLESS_FLAGS: Final = ("--rm", "--force-rm", "--compress", "--load", "--squash")
 _POINTLESS_FLAGS_OF_KANIKO: Final = ("--cleanup", "--force", "--no-push-cache")
 _REFUSED_FLAGS: Final = {
@@ -34,7 +35,7 @@ _REFUSED_FLAGS: Final = {
 _REFUSED_OPTIONS: Final = {
     "--builder": "there are no builders: --machine says where a build runs",
     "--allow": "there are no entitlements: --machine says what a RUN step can reach",
-    "--annotation": "annotations are not written: use --label",
+    "--annotation": _ANNOTATIONS,
     "--print": "not there yet; `firebuild images inspect` shows what a build made",
     "--policy": "policies are not there yet",
     "--root": "there are no builders: --machine says where a build runs",
@@ -64,6 +65,7 @@ _MOUNTS: Final = "`RUN --mount=type=bind` and --build-context NAME=DIR give a RU
 _ISOLATED: Final = "--machine says what isolates a RUN step: docs/machines.md has a table"
 _OWNERS: Final = "machine.ids in the configuration says which owners a build knows"
 _CONFIGURED: Final = "instructions of the Dockerfile say what is in the configuration: ENV, LABEL, ARG"
+_EPOCH: Final = "SOURCE_DATE_EPOCH=SECONDS in the environment does that"
 _FOUND: Final = "what a step has changed is found without it: leave it out"
 _SBOM: Final = "`firebuild images sbom` writes the list of packages, from the layers and without a scanner"
 _SHOWN: Final = "--progress says how a build is shown: plain, rawjson, quiet"
@@ -76,14 +78,18 @@ _OTHER_FLAGS: Final[dict[str, dict[str, str]]] = {
     "buildah": {
         "--all-platforms": _PLATFORM,
         "--compat-volumes": "RUN steps write into volumes as into any directory, and that is kept",
+        "--created-annotation": _ANNOTATIONS,
         "--disable-compression": "layers go out compressed with gzip: --output tar writes files without",
         "--http-proxy": "--build-arg HTTP_PROXY passes that of the environment on, HTTPS_PROXY and so on too",
         "--identity-label": "labels are those of the Dockerfile and of --label",
+        "--inherit-annotations": _ANNOTATIONS,
+        "--inherit-labels": "the labels of the base stay: `LABEL NAME=` empties one",
         "--layers": "a layer for each step is what happens; --no-cache executes all steps",
         "--logsplit": _PLATFORM,
         "--no-hostname": "/etc/hostname stays as the image has it: leave it out",
         "--no-hosts": "the machine's /etc/hosts is seen by a RUN, and is not in the image",
         "--omit-history": "the history is written in any case",
+        "--rewrite-timestamp": _EPOCH,
         "--skip-unused-stages": "stages that the target does not need are never executed: see --target",
         "--stdin": "RUN steps have no standard input: use a heredoc or a file",
         "--tls-verify": _VERIFIED,
@@ -156,7 +162,9 @@ _OTHER_OPTIONS: Final[dict[str, dict[str, str]]] = {
         "--sbom-scanner-command": _SBOM,
         "--sbom-scanner-image": _SBOM,
         "--sign-by": "images are not signed here: sign them in the registry",
-        "--timestamp": "SOURCE_DATE_EPOCH=SECONDS in the environment does that",
+        "--source-date-epoch": _EPOCH,
+        "--timestamp": _EPOCH,
+        "--unsetannotation": _ANNOTATIONS,
         "--unsetenv": _CONFIGURED,
         "--unsetlabel": _CONFIGURED,
         "--userns": _OWNERS,
@@ -215,7 +223,7 @@ _DEFAULTS: Final[dict[str, tuple[str, ...]]] = {
     "--network": ("default", ""),
     "--isolation": ("default", ""),
     "--format": ("oci",),
-    **dict.fromkeys(("--layers", "--skip-unused-stages", "--tls-verify"), ("true",)),
+    **dict.fromkeys(("--inherit-labels", "--layers", "--skip-unused-stages", "--tls-verify"), ("true",)),
     **dict.fromkeys(("--cache", "--cache-copy-layers", "--cache-run-layers", "--no-push"), ("true",)),
     "--compressed-caching": ("false",),
 }
