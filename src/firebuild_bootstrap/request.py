@@ -207,7 +207,10 @@ def _read_secret(text: str, number: int, environment: Mapping[str, str]) -> tupl
     shown = one_line(name, 80)
     if variable:
         if variable not in environment:
-            raise InputError(f"--secret {shown}: the variable {one_line(variable, 80)} is not set")
+            raise InputError(
+                f"--secret {shown}: the variable {one_line(variable, 80)} is not set",
+                hint="export it, or name a file: --secret id=ID,src=FILE",
+            )
         return name, Secret(environment[variable].encode("utf-8", "surrogateescape"))
     try:
         with open(os.path.expanduser(source), "rb") as file:

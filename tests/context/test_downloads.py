@@ -136,7 +136,9 @@ def test_a_certificate_that_nobody_trusts_is_an_error(
     secure_web: Web, context: BuildContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")
-    assert "CERTIFICATE_VERIFY_FAILED" in error_of(context, f"{secure_web.url}/f").message
+    refused = error_of(context, f"{secure_web.url}/f")
+    assert "CERTIFICATE_VERIFY_FAILED" in refused.message
+    assert refused.hint == "SSL_CERT_FILE names the file of the CAs to trust"
     assert secure_web.requests == []
 
 
@@ -157,13 +159,13 @@ def test_credentials_in_the_url_are_used_and_never_shown(web: Web, context: Buil
     ("url", "why"),
     [
         ("http:///f", "it names no host"),
-        ("http://127.0.0.1:1/f", "connection refused"),
+        ("http://127.0.0.1:1/f", "connection refused\n  hint: where only a proxy reaches it, HTTPS_PROXY"),
         ("http://[/f", ""),
         ("http://127.0.0.1:x/f", ""),
     ],
 )
 def test_a_url_that_leads_nowhere_is_an_error(context: BuildContext, url: str, why: str) -> None:
-    assert f"can't be downloaded: {why}" in error_of(context, url).message
+    assert f"can't be downloaded: {why}" in str(error_of(context, url))
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha384", "sha512"])

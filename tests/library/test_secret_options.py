@@ -67,7 +67,7 @@ def test_what_is_not_understood_is_not_shown(option: str, words: str) -> None:
         ("id=a,src={}/none", "--secret a: {}/none: No such file or directory"),
         ("id=a,src={}", "--secret a: {}: Is a directory"),
         ("id=a,src=\0", "null byte"),
-        ("id=a,env=NONE", "--secret a: the variable NONE is not set"),
+        ("id=a,env=NONE", "--secret a: the variable NONE is not set\n  hint: export it, or name a file: "),
         ("id=none", "--secret none: none: No such file or directory"),
     ],
 )

@@ -354,10 +354,14 @@ def test_programs_for_credentials_are_asked_on_standard_input(tmp_path: Path) ->
     assert found(environ, "docker.io").username == "hub"
     assert found(environ, "unknown.example").username == "plain"
     assert found(environ, "empty.example") is None
-    for host, why in (("broken", "failed with status 1: the keychain is locked"), ("odd", "no Username and")):
+    for host, why, remedy in (
+        ("broken", "failed with status 1: the keychain is locked", "echo broken.example | docker-"),
+        ("odd", "no Username and", ""),
+    ):
         with pytest.raises(InputError, match=why) as caught:
             found(environ, f"{host}.example")
         assert PASSWORD not in str(caught.value)
+        assert remedy in (caught.value.hint or "")
     assert log.read_text().splitlines()[0] == f"{program} get registry.example"
     assert PASSWORD not in log.read_text()
 

@@ -239,7 +239,7 @@ def test_a_key_is_read_with_as_many_rounds_as_step_writes(pki: Pki) -> None:
         ),
         ({"key": {"env": "JUNK"}}, {}, "auth.key: the private key cannot be read", "password right"),
         ({"key": {"env": "PUBLIC"}}, {}, "expected a private key, found a public one", ""),
-        ({"key": {"env": "UNUSED"}}, {}, "is not encrypted, and has a passphrase set", ""),
+        ({"key": {"env": "UNUSED"}}, {}, "is not encrypted, and has a passphrase set", "leave it out"),
     ],
 )
 def test_a_key_that_cannot_be_used_is_explained(
@@ -309,12 +309,16 @@ def test_certificates_of_strangers_and_files_that_do_not_fit_are_refused(server:
     error = refusal(with_auth(x5c(pki, "strange-client")))
     assert 'the token of the provisioner "certified"' in error.message
     mixed = {**x5c(pki), "key_file": str(pki.strange_client_key)}
-    assert "does not fit the first certificate" in refusal(with_auth(mixed)).message
+    error = refusal(with_auth(mixed))
+    assert "does not fit the first certificate" in error.message
+    assert f"openssl pkey -in {pki.strange_client_key} -pubout" in (error.hint or "")
     missing = {**x5c(pki), "cert_file": "/nonexistent/c.pem"}
     assert "cannot read /nonexistent/c.pem" in refusal(with_auth(missing)).message
     swapped = {**x5c(pki), "cert_file": str(pki.client_key)}
     assert "expected certificates in PEM" in refusal(with_auth(swapped)).message
-    assert "needs its passphrase" in refusal(with_auth(x5c(pki, "locked-client"))).message
+    error = refusal(with_auth(x5c(pki, "locked-client")))
+    assert "needs its passphrase" in error.message
+    assert error.hint == "give it by {env: NAME} or {file: PATH}"
     written = with_auth({**x5c(pki), "provisioner": "builds"})
     assert 'no X5C provisioner "builds"' in refusal(written).message
 

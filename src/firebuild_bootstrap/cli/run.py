@@ -369,7 +369,10 @@ def _read_keys(given: Sequence[str]) -> dict[str, str]:
         except OSError as error:
             raise InputError(f"--ssh-key {path} can't be read: {error.strerror}") from error
         except (UnicodeDecodeError, GuestError) as error:
-            raise InputError(f"--ssh-key {path}: expected public keys, one a line") from error
+            raise InputError(
+                f"--ssh-key {path}: expected public keys, one a line",
+                hint="as in a file .pub of ssh-keygen, for example ssh-ed25519 AAAA… you@example",
+            ) from error
         found[user] = found.get(user, "") + keys.removesuffix("\n") + "\n"
     return found
 

@@ -90,7 +90,10 @@ def given(context: str, dockerfile: str | None, home: Home) -> Iterator[Given]:
                 hint="leave --file out if a Dockerfile comes",
             )
         if kept.stat().st_size > _DOCKERFILE_LIMIT:
-            raise InputError("standard input holds neither a tar archive nor a Dockerfile")
+            raise InputError(
+                "standard input holds neither a tar archive nor a Dockerfile",
+                hint="`tar -c . | firebuild build -` sends a build context",
+            )
         yield Given(unpacked, Path(_STDIN_NAME), _source(kept.read_bytes()))
 
 
@@ -116,7 +119,7 @@ def _pieces(check: Callable[[], None], limit: int, what: str) -> Iterator[bytes]
 
 def _source(text: bytes, name: str = _STDIN_NAME) -> DockerfileSource:
     if not text:
-        raise InputError("the Dockerfile is empty", location=Location(name))
+        raise InputError("the Dockerfile is empty", hint="it begins with FROM", location=Location(name))
     return DockerfileSource.decode(name, text)
 
 
@@ -169,7 +172,10 @@ def _require_end(plain: Path) -> None:
         file.seek(-min(plain.stat().st_size, _BLOCK), os.SEEK_END)
         if file.read() != bytes(_BLOCK):
             why = "its end mark is missing, so it was probably cut off"
-            raise InputError(f"the build context on standard input is damaged: {why}")
+            raise InputError(
+                f"the build context on standard input is damaged: {why}",
+                hint="look at the program that wrote it, and send it again",
+            )
 
 
 def _warn(report: UnpackReport) -> None:

@@ -144,7 +144,15 @@ def fetch(
         words = str(reason)
         if isinstance(reason, OSError) and reason.strerror and not isinstance(reason, ssl.SSLError):
             words = reason.strerror.lower()  # without its number
-        raise failed(words or type(error).__name__) from error
+        raise failed(words or type(error).__name__, _hint(error)) from error
+
+
+def _hint(error: Exception) -> str | None:
+    if not isinstance(error, urllib.error.URLError):  # it was reached
+        return None
+    if isinstance(error.reason, ssl.SSLCertVerificationError):
+        return "SSL_CERT_FILE names the file of the CAs to trust"
+    return "where only a proxy reaches it, HTTPS_PROXY and HTTP_PROXY name that" if error.reason else None
 
 
 def _store(

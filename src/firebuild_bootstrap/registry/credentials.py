@@ -215,7 +215,10 @@ def _ask(helper: str, key: str, environ: Mapping[str, str], check: Callable[[], 
     if status:
         if any(known in text.lower() for known in _NOT_FOUND):
             return None
-        raise InputError(f"{program} failed with status {status}: {one_line(text, 200)}")
+        raise InputError(
+            f"{program} failed with status {status}: {one_line(text, 200)}",
+            hint=f"`echo {one_line(server, 80)} | {program} get` tries it by hand",
+        )
     answer = _document(f"the answer of {program}", text)
     username, secret = answer.get("Username"), answer.get("Secret")
     if not isinstance(username, str) or not isinstance(secret, str):

@@ -149,8 +149,12 @@ class Watch:
     def _fell_silent(self) -> FirebuildError:
         return GuestLost(
             f"the guest fell silent{self._where()}: no call for {self._limits.missed_pings} ping intervals "
-            f"of {counted(self._ping_interval, 'second')}"
+            f"of {counted(self._ping_interval, 'second')}",
+            hint="look at the machine's console; raise bootstrap.ping_interval for slow machines",
         )
 
     def _disconnected_(self) -> FirebuildError:
-        return GuestLost(f"the guest closed its connection{self._where()} before it reported an end")
+        return GuestLost(
+            f"the guest closed its connection{self._where()} before it reported an end",
+            hint="look at the machine's console",
+        )

@@ -150,7 +150,11 @@ def x5c_signer(auth: X5CAuth, environ: Mapping[str, str]) -> Signer:
     )
     public = key.as_dict(private=False)
     if not _same(public, _as_jwk(chain[0])):
-        raise CAError(f"auth.key_file {auth.key_file} does not fit the first certificate in auth.cert_file")
+        raise CAError(
+            f"auth.key_file {auth.key_file} does not fit the first certificate in auth.cert_file",
+            hint=f"these two have to print the same: openssl pkey -in {auth.key_file} -pubout; "
+            f"openssl x509 -in {auth.cert_file} -noout -pubkey",
+        )
     encoded = [base64.b64encode(one.public_bytes(Encoding.DER)).decode() for one in chain]
     algorithm = _algorithm("auth.key_file", public)
     return Signer(auth.provisioner, key, algorithm, {"x5c": encoded}, f"#x5c/{auth.provisioner}")
@@ -207,8 +211,13 @@ def _read_key(where: str, text: str, password: str | None) -> AnyKey:
             raise CAError(f"{where}: expected an EC, RSA or Ed25519 key")
         return _read_jwk(where, text, password)
     except TypeError:  # what cryptography says of a passphrase that is missing, or not needed
-        reason = "needs its passphrase" if password is None else "is not encrypted, and has a passphrase set"
-        raise CAError(f"{where}: the key {reason}") from None
+        if password is not None:
+            raise CAError(
+                f"{where}: the key is not encrypted, and has a passphrase set", hint="leave it out"
+            ) from None
+        raise CAError(
+            f"{where}: the key needs its passphrase", hint="give it by {env: NAME} or {file: PATH}"
+        ) from None
     except unreadable:  # which could quote the key
         hint = "is the password right?" if password is not None else "expected a JWK or PEM"
         raise CAError(f"{where}: the private key cannot be read", hint=hint) from None
