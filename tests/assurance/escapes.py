@@ -21,7 +21,7 @@ from typing import Any, Final
 from assurance.commands import HANG
 from assurance.trials import Effort, trial
 from components import missing
-from e2e.test_isolation import ABSTRACT, ATTACK, KEY, WITH_KEY, copy_python
+from e2e.test_isolation import ABSTRACT, ATTACK, KEY, OF_A_USER, WITH_KEY, copy_python
 from machine_qemu.kernels import kernel_of_tests
 from support import BIN, await_end_of_processes, unmeasured
 
@@ -33,8 +33,6 @@ KERNEL: Final = (
     *("vm/mmap_min_addr", "fs/file-max", "fs/suid_dumpable", "fs/protected_symlinks", "kernel/shmmax"),
     *("user/max_user_namespaces", "user/max_mnt_namespaces", "net/core/somaxconn", "net/ipv4/ip_forward"),
 )
-OF_A_USER: Final = {"clear_refs", "oom_score_adj"}
-"""Of the sandbox's first process, which is the user's own: its statistics, and that it is killed first."""
 NODES: Final = ("null", "zero", "full", "random", "urandom", "tty")
 
 

@@ -26,6 +26,8 @@ from support import Firebuild
 pytestmark = [pytest.mark.needs("userns")]
 
 ATTACK = Path(__file__).with_name("attack.py")
+OF_A_USER = {"clear_refs", "oom_score_adj"}
+"""Of the sandbox's first process, which is the user's own: its statistics, and that it is killed first."""
 DAEMON = "4545"  # seconds that nothing else on the machine sleeps
 ABSTRACT = f"firebuild-test-{os.getpid()}"
 KEY = "the-callers-key"
@@ -145,8 +147,9 @@ def test_what_reaches_the_kernel_or_the_host_is_refused(findings: dict[str, Any]
 
 
 def test_no_other_way_leads_to_memory_files_or_keys_of_others(findings: dict[str, Any]) -> None:
-    refused = re.compile("E[A-Z]+|None")
-    assert {name: how for name, how in findings["hunts"].items() if not refused.fullmatch(how)} == {}
+    refused, allowed = re.compile("E[A-Z]+|None"), OF_A_USER if os.getuid() else set()
+    found = {name: how for name, how in findings["hunts"].items() if not refused.fullmatch(how)}
+    assert found.keys() <= allowed, found
     assert (findings["keys"], findings["shared memory"]) == ("none", "")
 
 

@@ -58,6 +58,7 @@ def test_files_arrive_where_and_how_they_should(house: House) -> None:
     house.both("COPY tree /")
 
 
+@pytest.mark.needs("ids")
 def test_our_guest_and_our_server_understand_each_other_in_the_old_way_too(house: House) -> None:
     """As a current vminit does with a server of before the sessions."""
     fill(house)

@@ -242,7 +242,7 @@ def test_with_one_id_the_user_is_told_what_that_means(tmp_path: Path, host_base:
     alone = single(Host.current(), "install uidmap")
     machine = LocalMachine(Workspace(tmp_path, "build-1", alone))
     [note] = machine.prepare(whole(host_base))
-    assert note.startswith("a RUN can give files to root only: chown to other users needs")
+    assert note.startswith("files can be given to root only: chown to other users needs")
     machine.close()
 
 

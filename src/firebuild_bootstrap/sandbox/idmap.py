@@ -124,7 +124,7 @@ def candidates(host: Host) -> list[IdMap]:
 def single(host: Host, missing: str) -> IdMap:
     """Return the map that knows one owner; `missing` says what a better one would need."""
     note = (
-        "a RUN can give files to root only: chown to other users needs subordinate ids "
+        "files can be given to root only: chown to other users needs subordinate ids "
         f"({missing}), or run as root"
     )
     return IdMap(IdMode.SINGLE, (IdRange(0, host.uid, 1),), (IdRange(0, host.gid, 1),), note)
