@@ -110,6 +110,8 @@ def test_an_entry_is_discarded_with_its_empty_name(tmp_path: Path) -> None:
     assert store.names() == [("a", "2")]
     assert store.discard(("a", "2"))
     assert leftovers(tmp_path) == (0, 0)
+    # A writer that made sure of this directory may be waiting for its turn.
+    assert list((tmp_path / "names").iterdir()) == []
     put(store, "again")
     assert store.names() == [KEY]
 

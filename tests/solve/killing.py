@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -80,6 +81,8 @@ class Worker:
         if not self._pid:
             try:
                 work(home, say)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(1)
         os.close(say)

@@ -212,7 +212,7 @@ class ContentStore:
                     os.close(lock)
             self._sync_directory(link.parent)
             with suppress(OSError):  # the last version of a name goes, the name goes
-                os.removedirs(link.parent)
+                self._remove_empty(link.parent)
             self._sweep()
         return True
 
@@ -259,6 +259,12 @@ class ContentStore:
                 seen.add(path)
                 with suppress(OSError):  # in use, or another user's: left for a later sweep
                     yield path, _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _remove_empty(self, folder: Path) -> None:
+        # The directory of all names stays: somebody else may have made sure of it, and wait for the lock.
+        while folder != self.root / "names":
+            folder.rmdir()
+            folder = folder.parent
 
     def _remove_locked(self, path: Path, lock: int) -> None:
         try:
