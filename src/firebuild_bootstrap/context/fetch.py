@@ -152,7 +152,9 @@ def _hint(error: Exception) -> str | None:
         return None
     if isinstance(error.reason, ssl.SSLCertVerificationError):
         return "SSL_CERT_FILE names the file of the CAs to trust"
-    return "where only a proxy reaches it, HTTPS_PROXY and HTTP_PROXY name that" if error.reason else None
+    if isinstance(error.reason, OSError) and not isinstance(error.reason, ssl.SSLError):
+        return "where only a proxy reaches it, HTTPS_PROXY and HTTP_PROXY name that"
+    return None
 
 
 def _store(
