@@ -30,6 +30,7 @@ from firebuild_bootstrap.image.content_store import (
     unusable_store,
     write_whole,
 )
+from firebuild_bootstrap.layers.tar import write_all
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted
 
@@ -101,8 +102,7 @@ class BlobWriter:
         self._hash.update(rest)
         self.offset += len(rest)
         with _storing():
-            while rest:
-                rest = rest[os.write(self._part, rest) :]
+            write_all(self._part, rest)
 
     def restart(self) -> None:
         """Forget what is there: the source can't begin in the middle, or it was wrong."""

@@ -54,6 +54,7 @@ from firebuild_bootstrap.layers.tar import (
     Hashed,
     LayerWriter,
     Sink,
+    write_all,
 )
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted
@@ -231,9 +232,7 @@ class _Unbuffered:
 
     def write(self, data: bytes | bytearray | memoryview, /) -> None:
         """See `Sink`."""
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._descriptor, rest) :]
+        write_all(self._descriptor, data)
 
 
 class _Counted(io.RawIOBase):

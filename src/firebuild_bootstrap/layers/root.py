@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from types import MappingProxyType, TracebackType
 from typing import NamedTuple
 
+from .tar import write_all
 from .tree import is_kept
 
 _MAX_LINKS = 40  # as in the kernel (path_resolution(7))
@@ -434,7 +435,7 @@ class Root:
                     content(descriptor)
                 else:
                     for chunk in content:
-                        _write_all(descriptor, chunk)
+                        write_all(descriptor, chunk)
                 set_metadata(file.fileno(), metadata)
 
     def symlink(self, path: str, text: str, metadata: Metadata, *, replace: bool = False) -> None:
@@ -526,12 +527,6 @@ class Root:
             with suppress(FileNotFoundError):
                 return self.locate(path)
         return self.locate(path, follow=False)
-
-
-def _write_all(descriptor: int, chunk: bytes) -> None:
-    view = memoryview(chunk)
-    while view:
-        view = view[os.write(descriptor, view) :]
 
 
 def _free_name() -> str:

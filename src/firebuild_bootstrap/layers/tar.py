@@ -127,6 +127,17 @@ class Sink(Protocol):
         """Take all of `data`, and keep no reference to it: the memory is used again."""
 
 
+def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
+    """Write all of `data` to a descriptor, of which write(2) may take a part at a time.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
 class _Writable(Protocol):
     """A file, which may take a part of what it is given."""
 

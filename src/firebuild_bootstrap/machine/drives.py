@@ -30,7 +30,7 @@ from firebuild_bootstrap.image.outputs import OutputType
 from firebuild_bootstrap.image.trees import tree_of
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options, make_empty_ext4
 from firebuild_bootstrap.initramfs import Compression, StaticAddress, initramfs_image, kernel_arguments
-from firebuild_bootstrap.layers.tar import LayerError
+from firebuild_bootstrap.layers.tar import LayerError, write_all
 from firebuild_bootstrap.machine.base import FINISHED, GuestOptions, Machine, Taken
 from firebuild_bootstrap.machine.console import keep_console
 from firebuild_bootstrap.machine.workspace import BuildDirectory
@@ -260,9 +260,7 @@ class SentLayers:
                 self._archive.parent.mkdir(mode=0o755, exist_ok=True)
                 flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
                 self._file = os.open(self._archive, flags, 0o600)
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
+            write_all(self._file, data)
         except OSError as error:
             raise MachineError(f"{self._archive} can't be written: {error.strerror}") from error
 
