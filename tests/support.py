@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from firebuild_bootstrap.errors import BuildTimeout, GuestLost, StepFailed
 from firebuild_bootstrap.guest import kernel
-from firebuild_bootstrap.sandbox import detect
+from firebuild_bootstrap.sandbox import SandboxError, detect
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.service import Outcome
@@ -111,9 +112,17 @@ def writable_memory(pid: int) -> Iterator[bytes]:
                 start += len(piece) or mmap.PAGESIZE
 
 
+@cache
+def note_of_ids() -> str:
+    """Return what each build and run tells a user who has no subordinate ids; empty to others."""
+    with suppress(SandboxError):
+        return detect().note
+    return ""
+
+
 def unwarned(said: str) -> str:
     """Leave out the warning of each build and run of a user who has no subordinate ids."""
-    return said.replace(f"warning: {detect().note}\n", "")
+    return said.replace(f"warning: {note}\n", "") if (note := note_of_ids()) else said
 
 
 def await_end_of_processes(home: Path, seconds: float = 30.0) -> None:
@@ -135,7 +144,7 @@ def family(pids: set[int]) -> set[int]:
     children = dict[int, list[int]]()
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it has ended
-            text = path.read_text()
+            text = path.read_text(errors="replace")
             parent = int(text.rpartition(")")[2].split()[1])  # proc_pid_stat(5)
             children.setdefault(parent, []).append(int(path.parent.name))
     found, rest = set[int](), list(pids)

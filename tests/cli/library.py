@@ -14,9 +14,8 @@ from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import parse_outputs
 from firebuild_bootstrap.image.store import StoredImage
 from firebuild_bootstrap.request import BuildRequest
-from firebuild_bootstrap.sandbox import detect
 from firebuild_bootstrap.settings import BuildSettings
-from support import leftovers
+from support import leftovers, note_of_ids
 
 EventT = TypeVar("EventT", bound=Event)
 
@@ -51,7 +50,7 @@ class Library:
 
     def notices(self) -> list[Notice]:
         """The notices, without that to a user who has no subordinate ids."""
-        return [event for event in self.of(Notice) if event.message != detect().note]
+        return [event for event in self.of(Notice) if event.message != note_of_ids()]
 
     def leftovers(self) -> list[str]:
         return leftovers(self.home.root)

@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-
-def parents() -> dict[int, int]:
-    """Every process with its parent."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                after_name = (entry / "stat").read_text(errors="replace").rpartition(")")[2]
-            except OSError:
-                continue
-            found[int(entry.name)] = int(after_name.split()[1])
-    return found
+from support import family
 
 
-def descendants() -> Iterator[int]:
-    known = parents()
-    for pid in known:
-        ancestor = pid
-        while ancestor not in (0, 1):
-            ancestor = known.get(ancestor, 0)
-            if ancestor == os.getpid():
-                yield pid
-                break
+def descendants() -> set[int]:
+    return family({os.getpid()}) - {os.getpid()}
 
 
 def read(pid: int, name: str) -> bytes:

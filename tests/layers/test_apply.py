@@ -434,7 +434,7 @@ def test_a_tree_may_be_deeper_than_descriptors_and_paths_are_long(tmp_path: Path
     with Root(str(root)) as target:
         before = resource.getrlimit(resource.RLIMIT_NOFILE)
         last = max(map(int, os.listdir("/proc/self/fd")))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (last + 200, before[1]))  # fewer more than levels
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last + 200, before[1]))  # fewer than levels
         try:
             report = apply(LayerReader(io.BytesIO(archive.getvalue())), target)
         finally:

@@ -60,10 +60,10 @@ def test_each_call_gives_the_guest_new_patience() -> None:
     watched.step_started(3)
     due, error = watched.deadline()
     assert due == 135.0
-    assert str(error()).startswith(
-        "the guest fell silent during step 3: no call for 3 ping intervals of 5 seconds"
+    assert str(error()) == (
+        "the guest fell silent during step 3: no call for 3 ping intervals of 5 seconds\n"
+        "  hint: look at the machine's console; raise bootstrap.ping_interval for slow machines"
     )
-    assert "raise bootstrap.ping_interval" in str(error())
 
 
 def test_without_connection_the_grace_counts_and_a_new_connection_ends_it() -> None:
