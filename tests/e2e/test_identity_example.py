@@ -31,8 +31,7 @@ def python_base(root: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     shutil.copy2(program, root / str(program)[1:])
     (root / "usr/bin/python3").symlink_to(program)
-    extensions = [*library.glob("lib-dynload/_ssl*"), *library.glob("lib-dynload/_socket*")]
-    for binary in (program, *extensions):
+    for binary in (program, *library.glob("lib-dynload/*.so")):
         listed = subprocess.run(["ldd", binary], capture_output=True, text=True, check=False).stdout
         for path in re.findall(r"(/\S+) \(0x", listed):
             target = root / path[1:]

@@ -32,7 +32,7 @@ class Kept:
 
 
 def test_a_layer_arrives_as_the_archive_that_was_written(local: Local, tmp_path: Path) -> None:
-    content = os.urandom(3_500_000)
+    content = os.urandom(3_500_000) + b"end"  # zeros there would be a hole
     (tmp_path / "layers/2/d").mkdir(parents=True)
     (tmp_path / "layers/2/d/f").write_bytes(content)
     local.server.commands = [workdir_command("/w"), pb.ToGuest(checkpoint=pb.Checkpoint(step=2))]

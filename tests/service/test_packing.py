@@ -21,14 +21,15 @@ from firebuild_bootstrap.messages import decode_to_guest
 from firebuild_bootstrap.service.packing import packed
 
 HERE = Location("Dockerfile", 5)
-Received = list[tuple[tuple[bool, bool, bool], tar.Entry, bytes]]
+Pieces = list[tuple[int, bytes]]
+Received = list[tuple[tuple[bool, bool, bool], tar.Entry, Pieces]]
 
 
 def received(messages: Iterable[bytes]) -> Received:
-    """Read what a guest would read, with the group of each entry; files as they are on its disk."""
+    """Read what a guest would read: the group of each entry, the entry, and where its content belongs."""
     group = (False, False, False)
 
-    class Pieces:
+    class Data:
         def __init__(self, messages: Iterator[bytes]) -> None:
             self._messages = messages
 
@@ -43,12 +44,20 @@ def received(messages: Iterable[bytes]) -> Received:
             return b""
 
     found: Received = []
-    reader = LayerReader(Pieces(iter(messages)))
+    reader = LayerReader(Data(iter(messages)))
     for entry in reader:
-        content = b"".join(piece for _, piece in reader.pieces())
-        found.append((group, entry, content))
+        found.append((group, entry, [(offset, bytes(piece)) for offset, piece in reader.pieces()]))
     assert reader.marked or not found
     return found
+
+
+def laid_out(entry: tar.Entry, pieces: Pieces) -> bytes:
+    """Return the content of a file as it is on the guest's disk; zeros may have come as a hole."""
+    content = bytearray(entry.size)
+    for offset, piece in pieces:
+        content[offset : offset + len(piece)] = piece
+    assert len(content) == entry.size
+    return bytes(content)
 
 
 @pytest.fixture
@@ -71,6 +80,7 @@ def one(name: str, content: bytes, **fields: object) -> Entry:
 def test_entries_of_every_kind_and_size_arrive_as_they_are(context: Path) -> None:
     sizes = [0, 1, 511, 512, 513, 128 * 1024, 128 * 1024 + 1, 1 << 20, (1 << 20) + 1, 3_500_000]
     files = {f"f{size}": os.urandom(size) for size in sizes}
+    files |= {f"zeros{size}": os.urandom(max(0, size - 5000)) + bytes(min(size, 5000)) for size in sizes}
     (context / "d/sub").mkdir(parents=True)
     for name, content in files.items():
         (context / "d" / name).write_bytes(content)
@@ -78,7 +88,9 @@ def test_entries_of_every_kind_and_size_arrive_as_they_are(context: Path) -> Non
     os.link(context / "d/f513", context / "d/sub/again")
     found = received(packed(entries(context, "d")))
     assert {group for group, _, _ in found} == {(True, False, False)}
-    contents = {entry.path: content for _, entry, content in found if entry.kind == tar.FILE}
+    contents = {
+        entry.path: laid_out(entry, pieces) for _, entry, pieces in found if entry.kind == tar.FILE
+    }
     assert contents == files
     kinds = {entry.path: (entry.kind, entry.linkname) for _, entry, _ in found}
     assert kinds["link"] == (tar.SYMLINK, "f1")
@@ -113,9 +125,10 @@ def test_holes_are_not_sent(context: Path) -> None:
         file.write(b"here")
     messages = list(packed(entries(context, "big")))
     assert sum(map(len, messages)) < 200_000
-    ((group, entry, content),) = received(messages)
+    ((group, entry, pieces),) = received(messages)
     assert group == (False, False, False)
-    assert (entry.size, content.rstrip(b"\0")) == (1 << 41, b"here")
+    assert (entry.size, pieces[0][0]) == (1 << 41, 1 << 40)
+    assert b"".join(piece for _, piece in pieces).rstrip(b"\0") == b"here"
     assert entry.regions == ((1 << 40, 64 * 1024),)
 
 
@@ -125,9 +138,9 @@ def test_a_file_of_very_many_holes_is_sent_with_them(context: Path, monkeypatch:
         for number in range(3):
             file.seek(number * 200_000)
             file.write(b"data")
-    ((_, entry, content),) = received(packed(entries(context, "f")))
+    ((_, entry, pieces),) = received(packed(entries(context, "f")))
     assert entry.regions is None
-    assert content == (context / "f").read_bytes()
+    assert laid_out(entry, pieces) == (context / "f").read_bytes()
 
 
 def test_groups_say_what_becomes_of_owners() -> None:
@@ -142,7 +155,7 @@ def test_groups_say_what_becomes_of_owners() -> None:
         (True, True, True),
     ]
     assert [(entry.uid, entry.gid) for _, entry, _ in found] == [(0, 0), (7, 8), (7, 8), (1, 2**31)]
-    assert [content for _, _, content in found] == [b"A", b"B", b"B", b"C"]
+    assert [laid_out(entry, pieces) for _, entry, pieces in found] == [b"A", b"B", b"B", b"C"]
 
 
 def test_nothing_is_sent_for_no_entries() -> None:
