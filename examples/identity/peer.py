@@ -12,6 +12,7 @@ import os
 import ssl
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -63,7 +64,13 @@ class Connection:
         certificate = self._tls.getpeercert() or {}
         names = [str(entry[1]) for entry in certificate.get("subjectAltName", ())]
         if name not in names:
+            self.hang_up()
             raise Refused(f"the peer is {', '.join(names)}, expected {name}")
+
+    def hang_up(self) -> None:
+        """Say that nothing more comes, and wait for the other end: it may be speaking still."""
+        with suppress(ssl.SSLError):
+            self._do(self._tls.unwrap)
 
     def say(self, text: str) -> None:
         """Send a line."""

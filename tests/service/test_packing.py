@@ -88,9 +88,7 @@ def test_entries_of_every_kind_and_size_arrive_as_they_are(context: Path) -> Non
     os.link(context / "d/f513", context / "d/sub/again")
     found = received(packed(entries(context, "d")))
     assert {group for group, _, _ in found} == {(True, False, False)}
-    contents = {
-        entry.path: laid_out(entry, pieces) for _, entry, pieces in found if entry.kind == tar.FILE
-    }
+    contents = {entry.path: laid_out(entry, pieces) for _, entry, pieces in found if entry.kind == tar.FILE}
     assert contents == files
     kinds = {entry.path: (entry.kind, entry.linkname) for _, entry, _ in found}
     assert kinds["link"] == (tar.SYMLINK, "f1")
