@@ -13,6 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from baoserver.fixtures import (  # noqa: F401 - here, so that a process starts each server once
+    _cluster,
+    cluster,
+    dev_server,
+    dev_tls_server,
+    pytest_runtest_makereport,
+    stored_server,
+    unique,
+)
 from components import missing
 from running import Announcer, Measurer, begun_first, channel_of
 

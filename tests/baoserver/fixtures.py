@@ -1,8 +1,6 @@
-"""Fixtures: import those that a folder wants into its conftest.py.
+"""Fixtures: the conftest.py of all tests imports them.
 
-    from baoserver.fixtures import dev_server, pytest_runtest_makereport  # noqa: F401
-
-The last of these is a hook: with it a failure shows the logs of the servers that the test used.
+With the hook among them a failure shows the logs of the servers that the test used.
 A test of a shared server mounts its CA at a path of its own (`unique`).
 """
 

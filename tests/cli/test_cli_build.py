@@ -553,7 +553,7 @@ def test_check_shows_warnings_before_the_mistake(cli: Cli) -> None:
     Path("Dockerfile").write_text("FROM scratch\nCMD x\nFROM nowhere\nRUN --network=x y\n")
     done = cli("build", "--check", ".", status=2)
     assert done.out.startswith("Dockerfile:2: JSONArgsRecommended: ")
-    assert done.first.startswith("error: Dockerfile:3: unknown base nowhere")
+    assert done.first.startswith("error: Dockerfile:3: unknown base or image nowhere")
     Path("Dockerfile").write_text("# check=error=true\nFROM scratch\nCMD x\n")
     for words in (("--check",), TAR):
         done = cli("build", *words, ".", status=2)

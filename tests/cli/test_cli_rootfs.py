@@ -123,7 +123,7 @@ def test_a_shell_that_is_missing_is_called_missing(cli: Cli) -> None:
     [
         ("", [], "Dockerfile"),
         ("FROM scratch\nRUNN true\n", [], "error: Dockerfile:2: "),
-        ("FROM nowhere\n", [], "error: Dockerfile:1: unknown base nowhere:latest"),
+        ("FROM nowhere\n", [], "error: Dockerfile:1: unknown base or image nowhere:latest"),
         ("FROM scratch\nCOPY missing /\n", [], "error: Dockerfile:2: "),
         ("FROM scratch\n", ["--tag", "T"], "error: expected a name with an optional tag, found 'T'"),
         ("FROM scratch\n", ["--dockerfile", "none"], "error: none: the Dockerfile can't be read: No such"),

@@ -85,7 +85,7 @@ def test_a_run_goes_on_by_itself_until_it_is_stopped_and_is_kept_until_it_is_rem
 
 def test_what_fails_before_the_command_begins_is_said_at_once_and_nothing_is_kept(host_cli: Cli) -> None:
     home = host_cli.home
-    assert detach(home, "no-such-image", status=125).startswith("error: unknown base no-such-image")
+    assert detach(home, "no-such-image", status=125).startswith("error: unknown base or image no-such-image")
     assert detach(home, "host", "no-such", status=127).startswith("error: no-such: not found in PATH=")
     assert detach(home, "-i", "host", status=125).startswith("error: --detach: a run in the background")
     assert host_cli("run", "--name", "web", "host", status=125).first.startswith(

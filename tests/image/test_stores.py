@@ -263,8 +263,10 @@ def test_a_base_is_replaced_and_removed(bases: BaseStore, make_tar: MakeTar) -> 
     second = bases.import_base("b", make_tar("two"))
     assert bases.resolve("b").digest == second.digest
     bases.remove("b")
-    with pytest.raises(InputError, match="unknown base b:latest"):
+    bases.import_base("c", make_tar("one"))
+    with pytest.raises(InputError, match="unknown base b:latest") as caught:
         bases.remove("b")
+    assert caught.value.hint == "did you mean c:latest? known are c:latest"
 
 
 def test_a_wrong_source_is_an_error_and_leaves_nothing(
@@ -286,18 +288,18 @@ def test_a_wrong_source_is_an_error_and_leaves_nothing(
 def test_an_unknown_base_shows_the_nearest_name_and_how_to_import(
     bases: BaseStore, images: ImageStore, make_tar: MakeTar
 ) -> None:
-    with pytest.raises(InputError, match="unknown base debian:latest") as caught:
+    with pytest.raises(InputError, match="unknown base or image debian:latest") as caught:
         bases.resolve("debian")
     assert caught.value.hint == (
-        "there are none yet; import one with `firebuild base import debian DIRECTORY-OR-TAR`"
+        "there are none yet; build it, or import it with `firebuild base import debian DIRECTORY-OR-TAR`"
     )
     bases.import_base("debian:12", make_tar("one"))
     commit(images, "acme/web:1", {OutputType.TAR: b""})
-    with pytest.raises(InputError, match="unknown base debain:12") as caught:
+    with pytest.raises(InputError, match="unknown base or image debain:12") as caught:
         bases.resolve("debain:12")
     assert caught.value.hint == (
         "did you mean debian:12? known are debian:12, acme/web:1; "
-        "import one with `firebuild base import debain:12 DIRECTORY-OR-TAR`"
+        "build it, or import it with `firebuild base import debain:12 DIRECTORY-OR-TAR`"
     )
 
 
@@ -316,16 +318,16 @@ def test_an_image_of_an_earlier_version_with_a_tar_output_is_a_base(
     assert caught.value.hint == "build it again"
     with pytest.raises(InputError, match="the image acme/web:1 has the digest sha256:0"):
         bases.resolve(f"acme/web:1@sha256:{'1' * 64}")
-    with pytest.raises(InputError, match="unknown base a/b/c"):
+    with pytest.raises(InputError, match="unknown base or image a/b/c"):
         bases.resolve("a/b/c")
-    with pytest.raises(InputError, match="unknown base acme/web:2"):
+    with pytest.raises(InputError, match="unknown base or image acme/web:2"):
         bases.resolve("acme/web:2")
 
 
 def test_a_store_without_images_works_too(tmp_path: Path, trees: Trees, make_tar: MakeTar) -> None:
     alone = BaseStore(tmp_path / "alone", lambda: trees)
     assert alone.import_base("b", make_tar("one")).imported
-    with pytest.raises(InputError, match="unknown base a/b"):
+    with pytest.raises(InputError, match="unknown base or image a/b"):
         alone.resolve("a/b")
     alone.close()
 
@@ -417,9 +419,9 @@ def test_a_registry_is_asked_only_for_what_is_not_there(tmp_path: Path, trees: T
     def store(policy: PullPolicy, pull: Pull | None = pull) -> BaseStore:
         return BaseStore(tmp_path / "home", lambda: trees, images=images, pull=pull, policy=policy)
 
-    with pytest.raises(InputError, match="unknown base alpine:3"):
+    with pytest.raises(InputError, match="unknown base or image alpine:3"):
         store(PullPolicy.NEVER).resolve("alpine:3")
-    with pytest.raises(InputError, match="unknown base nowhere:latest"):
+    with pytest.raises(InputError, match="unknown base or image nowhere:latest"):
         store(PullPolicy.MISSING).resolve("nowhere")
     assert asked == ["nowhere:latest"]
     for policy in (PullPolicy.MISSING, PullPolicy.MISSING, PullPolicy.NEVER, PullPolicy.ALWAYS):

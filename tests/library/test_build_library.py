@@ -363,7 +363,7 @@ def test_a_receiver_that_fails_at_the_end_does_not_hide_why_the_build_did(librar
             raise OSError("receiver is broken")
 
     library.watch = fail
-    with pytest.raises(InputError, match="unknown base"):
+    with pytest.raises(InputError, match="unknown base or image"):
         library.build("FROM none\n")
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from baoserver import DevServer, JwtIssuer
-from baoserver.fixtures import pytest_runtest_makereport  # noqa: F401
 from pki_ci.page import Job, blocks
 from support import BIN
 

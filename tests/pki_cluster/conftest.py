@@ -6,13 +6,6 @@ from collections.abc import Iterator
 import pytest
 
 from baoserver import DevServer
-from baoserver.fixtures import (  # noqa: F401
-    _cluster,
-    cluster,
-    dev_server,
-    pytest_runtest_makereport,
-    unique,
-)
 from pki_cluster.proxy import Proxy
 from pki_cluster.scene import Scene, provider_threads, sockets
 
@@ -30,13 +23,13 @@ def _nothing_stays() -> Iterator[None]:
 
 
 @pytest.fixture
-def scene(dev_server: DevServer, unique: str) -> Scene:  # noqa: F811
+def scene(dev_server: DevServer, unique: str) -> Scene:
     """A CA in the shared server."""
     return Scene.made(dev_server.api, unique)
 
 
 @pytest.fixture
-def proxy(dev_server: DevServer) -> Iterator[Proxy]:  # noqa: F811
+def proxy(dev_server: DevServer) -> Iterator[Proxy]:
     """A proxy in front of the shared server."""
     with Proxy(dev_server.port) as proxy:
         yield proxy

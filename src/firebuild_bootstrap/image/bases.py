@@ -206,7 +206,8 @@ class BaseStore:
         """
         reference = Reference.parse_tag(name)
         if not self._contents.discard(self._key(reference)):
-            raise self._unknown(reference)
+            names = [str(name) for name in self.names()]
+            raise InputError(f"unknown base {reference}", hint=_known(str(reference), names))
 
     def names(self) -> tuple[Reference, ...]:
         """Return the names of all bases, sorted; no base is read for that."""
@@ -333,22 +334,31 @@ class BaseStore:
         )
 
     def _unknown(self, wanted: Reference, refused: InputError | None = None) -> InputError:
-        """Return the error for a base that is not there; `refused` says why it could not be pulled."""
+        """Return the error for what is neither base nor image; `refused` says why it could not be pulled."""
         names = [base.name for base in self.list()]
         if self._images is not None:
             names += (str(name) for name in self._images.names() if not name.is_untagged)
         plain = str(replace(wanted, digest=""))
-        near = difflib.get_close_matches(plain, names, n=1)
-        guess = f"did you mean {near[0]}? " if near else ""
-        known = f"known are {', '.join(names)}" if names else "there are none yet"
         command = f"`firebuild base import {plain.removesuffix(':latest')} DIRECTORY-OR-TAR`"
         if refused is None:
-            return InputError(f"unknown base {plain}", hint=f"{guess}{known}; import one with {command}")
+            known = _known(plain, names)
+            return InputError(
+                f"unknown base or image {plain}", hint=f"{known}; build it, or import it with {command}"
+            )
         remedy = f"{refused.hint}; " if refused.hint else ""
         return InputError(
             f"{plain} is not in the store, and can't be pulled: {refused.message}",
-            hint=f"{remedy}{guess}{command} makes a base of files",
+            hint=f"{remedy}{_nearest(plain, names)}{command} makes a base of files",
         )
+
+
+def _known(wanted: str, names: Sequence[str]) -> str:
+    return _nearest(wanted, names) + (f"known are {', '.join(names)}" if names else "there are none yet")
+
+
+def _nearest(wanted: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(wanted, names, n=1)
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def _has_digest(image: StoredImage, wanted: Reference) -> bool:
