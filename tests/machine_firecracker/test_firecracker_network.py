@@ -87,7 +87,7 @@ TAP = interface("tap0", "172.16.0.1/30")
     ("tap", "words", "hint"),
     [
         (existing(), "tap: tap0: there is no such interface", "ip tuntap add dev tap0 mode tap"),
-        (existing(TAP, owner=None), "tap: tap0: it is not a tap device", ""),
+        (existing(TAP, owner=None), "tap: tap0: it is not a tap device", "ip tuntap add dev NAME"),
         (existing(TAP, uid=7, owner=8), "user 7 and may not open it: it is user 8's", "mode tap user 7"),
         (existing(interface("tap0", up=False)), "it is down", "ip link set tap0 up"),
         (existing(interface("tap0")), "tap0 has no IPv4 address, nor has its bridge", "ip address add"),

@@ -181,6 +181,7 @@ def test_no_secret_goes_to_a_realm_that_is_not_safe(small: Small, client: Client
     small.behaviours.append(wants_token(realm))
     error = refused(client.registries(special={small.host: LOGIN}), f"{small.host}/web:1")
     assert "which is neither https nor this machine" in error.message
+    assert error.hint == "the registry has to name its token service with https"
 
 
 def test_no_secret_follows_a_redirect_to_another_host(small: Small, mirror: Small, client: Client) -> None:

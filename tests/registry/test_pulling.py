@@ -307,7 +307,9 @@ def test_a_head_or_a_body_that_drips_is_given_up(small: Small, client: Client) -
     small.behaviours.append(once("/manifests/", drip(b"X-Long: ")))
     assert "no answer in time" in str(failure(registries, client, f"{small.host}/web:1"))
     small.behaviours.append(once("/manifests/", drip(b"Content-Type: text/plain\r\n\r\n")))
-    assert "did not come in time" in str(failure(registries, client, f"{small.host}/web:1"))
+    error = failure(registries, client, f"{small.host}/web:1")
+    assert "did not come in time" in str(error)
+    assert error.hint == "try again; where it is always that slow, raise registries.timeout"
     small.behaviours.append(once("/manifests/", drip(b"Transfer-Encoding: chunked\r\n\r\n")))
     assert "no answer in time" in str(failure(registries, client, f"{small.host}/web:1"))
     refusal = b"Content-Type: text/plain\r\n\r\n"
@@ -343,6 +345,7 @@ def test_redirects_are_followed_a_few_times_and_never_to_plain_http(small: Small
     )
     error = failure(registries, client, f"{small.host}/web:1")
     assert "it redirects to http://registry.example, which is not https" in str(error)
+    assert error.hint == "behind a proxy that ends TLS a registry has to be told its address with https"
     small.behaviours[:] = [
         always("/blobs/", lambda handler: handler.answer(307, Location="http://localhost:1/"))
     ]

@@ -254,9 +254,13 @@ def _request(image: str, command: tuple[str, ...], options: Mapping[str, Any]) -
     if options["init"] and options["user"] is not None:
         raise InputError("--init: an init is root", hint="leave --user out")
     if options["detach"] and (options["interactive"] or options["tty"]):
-        raise InputError("--detach: a run in the background has neither input nor a terminal")
+        raise InputError(
+            "--detach: a run in the background has neither input nor a terminal", hint="leave -i and -t out"
+        )
     if options["name"] and not options["detach"]:
-        raise InputError("--name is for --detach: nothing of another run is kept")
+        raise InputError(
+            "--name is for --detach: nothing of another run is kept", hint="add --detach, or leave --name out"
+        )
     rows, columns = _window() if options["tty"] else (0, 0)
     entrypoint = options["entrypoint"]
     return RunRequest(

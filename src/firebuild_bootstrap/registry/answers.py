@@ -12,6 +12,12 @@ from firebuild_bootstrap.errors import InputError
 from firebuild_pki.addresses import is_safe
 from firebuild_pki.display import one_line
 
+SLOW: Final = "try again; where it is always that slow, raise registries.timeout"
+"""The hint where a registry takes too long."""
+
+BEHIND_PROXY: Final = "behind a proxy that ends TLS a registry has to be told its address with https"
+"""The hint where a registry with https leads to an address without: most know no better."""
+
 # A challenge's scheme, or one of its parameters (RFC 9110, section 11.2).
 _CHALLENGE: Final = re.compile(r'([A-Za-z0-9_-]+)(?:\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+)))?')
 

@@ -16,7 +16,14 @@ from urllib3.exceptions import HTTPError
 
 from firebuild_bootstrap.image.blobs import DIGEST, Described, digest_of
 from firebuild_bootstrap.image.oci import ACCEPTED, MAX_DOCUMENT
-from firebuild_bootstrap.registry.answers import RegistryError, is_downgrade, joined, shown_url
+from firebuild_bootstrap.registry.answers import (
+    BEHIND_PROXY,
+    SLOW,
+    RegistryError,
+    is_downgrade,
+    joined,
+    shown_url,
+)
 from firebuild_bootstrap.registry.transport import Readable, Registry, Response
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted, one_line
@@ -216,7 +223,9 @@ class Repository:
             check()
             if clock() > end:
                 if sink.offset - before < _LEAST:
-                    raise RegistryError(f"{self.registry.host}: {what} comes too slowly", passing=True)
+                    raise RegistryError(
+                        f"{self.registry.host}: {what} comes too slowly", hint=SLOW, passing=True
+                    )
                 end, before = clock() + self.registry.seconds, sink.offset
 
     def _piece(self, response: Response, what: str) -> bytes:
@@ -274,7 +283,8 @@ class Repository:
         url = joined(f"{self.registry.base}/v2/", response.headers.get("Location", ""))
         if is_downgrade(self.registry.base, url):
             raise RegistryError(
-                f"{self.registry.host}: {what}: it wants data to go to {shown_url(url)}, which is not https"
+                f"{self.registry.host}: {what}: it wants data to go to {shown_url(url)}, which is not https",
+                hint=BEHIND_PROXY,
             )
         return url
 

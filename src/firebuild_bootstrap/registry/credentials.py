@@ -222,7 +222,9 @@ def _ask(helper: str, key: str, environ: Mapping[str, str], check: Callable[[], 
     answer = _document(f"the answer of {program}", text)
     username, secret = answer.get("Username"), answer.get("Secret")
     if not isinstance(username, str) or not isinstance(secret, str):
-        raise InputError(f"the answer of {program} has no Username and Secret")
+        raise InputError(
+            f"the answer of {program} has no Username and Secret", hint="log in again: docker login REGISTRY"
+        )
     if not secret:
         return None
     if username == "<token>":  # so the protocol marks an identity token

@@ -22,6 +22,8 @@ from urllib3 import BaseHTTPResponse, PoolManager, Timeout
 from urllib3.exceptions import HTTPError
 
 from firebuild_bootstrap.registry.answers import (
+    BEHIND_PROXY,
+    SLOW,
     RegistryError,
     error_words,
     is_downgrade,
@@ -215,7 +217,7 @@ class Registry:
                 if len(body) > most:
                     raise RegistryError(f"{self.host}: {what} has more than {counted(most, 'byte')}")
                 if self._around.clock() > end:
-                    raise RegistryError(f"{self.host}: {what} did not come in time", passing=True)
+                    raise RegistryError(f"{self.host}: {what} did not come in time", hint=SLOW, passing=True)
         except (HTTPError, OSError) as error:
             raise self.failed(error, what) from None
         return bytes(body)
@@ -258,7 +260,8 @@ class Registry:
             target = joined(url, location)
             if is_downgrade(url, target):
                 raise RegistryError(
-                    f"{self.host}: {call.what}: it redirects to {shown_url(target)}, which is not https"
+                    f"{self.host}: {call.what}: it redirects to {shown_url(target)}, which is not https",
+                    hint=BEHIND_PROXY,
                 )
             url = target
         raise RegistryError(f"{self.host}: {call.what}: it redirects more than {_MAX_REDIRECTS} times")
@@ -372,7 +375,8 @@ class Registry:
         if not is_safe(realm):
             raise RegistryError(
                 f"{self.host}: {what}: it sends logins to {shown_url(realm)}, "
-                "which is neither https nor this machine"
+                "which is neither https nor this machine",
+                hint="the registry has to name its token service with https",
             )
         fresh = self._ask_for_token(realm, challenge, scopes, credentials, what)
         with self._lock:

@@ -27,6 +27,7 @@ _MAGIC: Final = 0xEF53
 _CLEANLY_UNMOUNTED: Final = 0x0001
 _NEEDS_RECOVERY: Final = 0x0004
 _SETTING: Final = "machine.external.disk"
+_KEEP: Final = "remove it, or set fill_disk: false if the machine is to use it as it is"
 _POLL_SECONDS: Final = 0.1
 
 
@@ -124,10 +125,13 @@ class ExternalDrive:
         if os.path.lexists(self._path):
             raise InputError(
                 f"{_SETTING}: {self._path} exists, and would be overwritten with the base",
-                hint="remove it, or set fill_disk: false if the machine is to use it as it is",
+                hint=_KEEP,
             )
         if not self._path.parent.is_dir() or not os.access(self._path.parent, os.W_OK):
-            raise InputError(f"{_SETTING}: {self._path.parent} is not a directory that can be written to")
+            raise InputError(
+                f"{_SETTING}: {self._path.parent} is not a directory that can be written to",
+                hint="make it, or let this user write there",
+            )
 
     def prepare(self, layers: Sequence[Layer]) -> tuple[str, ...]:
         """Make the file from `layers`, if that is to be done, and note its state.
@@ -207,7 +211,9 @@ class ExternalDrive:
                 # Unlike a rename, a link never replaces a file that was made meanwhile.
                 self._file.appear(fresh, os.link)
             except FileExistsError:
-                raise InputError(f"{_SETTING}: {self._path} exists, and would be overwritten") from None
+                raise InputError(
+                    f"{_SETTING}: {self._path} exists, and would be overwritten", hint=_KEEP
+                ) from None
             finally:
                 fresh.unlink()
             self._disk.path.unlink()

@@ -156,7 +156,9 @@ class FileTarget(_WholeDocuments):
         if not self._path.parent.is_dir():
             raise InputError(f"{where}: {self._path.parent} is not a directory", hint="make it first")
         if not os.access(self._path.parent, os.W_OK):
-            raise InputError(f"{where}: no right to write in {self._path.parent}")
+            raise InputError(
+                f"{where}: no right to write in {self._path.parent}", hint="let this user write there"
+            )
         if os.path.lexists(self._path) and not stat.S_ISREG(self._path.lstat().st_mode):
             raise InputError(
                 f"{where}: expected a file or nothing, found something else at {self._path}",

@@ -180,7 +180,9 @@ class ExistingTap(Network):
             )
         owner = self._owner(self._name)
         if owner is None:
-            raise InputError(f"{where}: it is not a tap device")
+            raise InputError(
+                f"{where}: it is not a tap device", hint="make one: ip tuntap add dev NAME mode tap"
+            )
         # The kernel lets any user open one without an owner, and members of a group one of that group.
         if self._uid != 0 and owner not in (-1, self._uid):
             raise InputError(

@@ -103,7 +103,8 @@ def name_servers(named: Sequence[str], files: Sequence[Path] = _RESOLVERS) -> tu
     closed = next((server for server in named if not _is_open(server)), None)
     if closed is not None:
         raise InputError(
-            f"machine.qemu.name_servers: the machine can't reach {closed}, which is on this host or its link"
+            f"machine.qemu.name_servers: the machine can't reach {closed}, which is on this host or its link",
+            hint="name servers of other networks",
         )
     found = [*named] or [server for file in files for server in _listed(file) if _is_open(server)]
     if not found:
