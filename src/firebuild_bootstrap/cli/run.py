@@ -396,9 +396,10 @@ def _show(event: Event) -> None:
 
 
 def _to_stderr(data: bytes) -> None:
+    from firebuild_bootstrap.layers.tar import write_all
+
     try:
-        while data:
-            data = data[os.write(2, data) :]
+        write_all(2, data)
     except OSError as error:
         raise OutputError(
             f"standard error can't be written: {error.strerror}",

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.events import BuildFailed, Event
+from firebuild_bootstrap.layers.tar import write_all
 from firebuild_bootstrap.progress import Renderer
 from firebuild_bootstrap.service.console import Console
 from firebuild_bootstrap.wire import Attach
@@ -202,5 +203,4 @@ def _size() -> tuple[int, int]:
 
 def _write(data: bytes) -> None:
     with suppress(OSError):  # the terminal has gone; the signal that comes with that ends the build
-        while data:
-            data = data[os.write(1, data) :]
+        write_all(1, data)
