@@ -40,6 +40,17 @@ def _wanted(item: pytest.Item) -> list[str]:
     return names + (["root"] if item.get_closest_marker("root") else [])
 
 
+# Of a value that names a test. All workers tell the names of all tests, and each report has its own.
+_LONGEST_NAME = 60
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name a test with a long value by the beginning of it: some are of megabytes."""
+    if isinstance(val, str | bytes) and len(val) > _LONGEST_NAME:
+        return f"{val[:_LONGEST_NAME]!a} and so on, {len(val)}"
+    return None
+
+
 # Of what is installed for development, the large part that no program of ours imports.
 _NOT_NEEDED = (
     "*__mypyc*",

@@ -152,6 +152,14 @@ def test_work():
     work("one")
     subprocess.run([sys.executable, "-m", "product.work", "other"], check=True)
 """,
+    "cli/test_cli.py": """
+import subprocess, sys
+from product.work import work
+
+def test_work():
+    work("one")
+    subprocess.run([sys.executable, "-m", "product.work", "two"], check=True)
+""",
     "oracle/test_oracle.py": """
 import subprocess, sys
 from product.work import work
@@ -163,16 +171,26 @@ def test_work():
 }
 
 
-@pytest.mark.parametrize("order", [("unit", "oracle"), ("oracle", "unit"), ("oracle",)])
+@pytest.mark.parametrize(
+    ("order", "lines"),
+    [
+        (("unit", "oracle"), "8"),
+        (("oracle", "unit"), "8"),
+        (("oracle",), "5-9,12"),
+        (("cli",), "7-9,12"),
+        (("cli", "unit"), "8"),
+        (("oracle", "cli", "unit", "cli"), "8"),
+    ],
+)
 def test_only_tests_of_other_folders_and_what_is_imported_are_measured(
-    tmp_path: Path, order: Sequence[str]
+    tmp_path: Path, order: Sequence[str], lines: str
 ) -> None:
     done = run_of(tmp_path, MEASURED, "--cov", "--cov-report=term", "--import-mode=importlib", *order)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split() for line in done.stdout.splitlines() if line.startswith("product/")]
     missing = {row[0]: "".join(row[6:]) for row in rows}
     assert missing["product/never.py"] == ""
-    assert missing["product/work.py"] == ("8" if "unit" in order else "5-9,12")
+    assert missing["product/work.py"] == lines
 
 
 def test_reasons_are_counted_and_those_of_most_tests_come_first() -> None:

@@ -14,7 +14,8 @@ from firebuild_bootstrap.cli.app import app
 from firebuild_bootstrap.errors import ExitStatus
 
 BYTES = ("\udcff", "x\udcffy", "a=\udcff")
-BAD = (*BYTES, "", "a\nb", "\x1b[2J", "x" * 70_000, "9" * 5_000, "-1", "=", ",", "/", "../..")
+ELSEWHERE = ("/", "../..")
+BAD = (*BYTES, "", "a\nb", "\x1b[2J", "x" * 70_000, "9" * 5_000, "-1", "=", ",", *ELSEWHERE)
 YAML = ("[" * 5_000, "{a: " * 5_000, "!!x y", "&a *a", "? [a]", "!!binary x", "1e999")
 NAMES = ("CA", "CA__PROVIDER", "MACHINE__DRIVER", "STORE__PATH", "CA__\udcff", "BOOTSTRAP__BIND")
 
@@ -46,6 +47,8 @@ def places() -> Iterator[Any]:
 @pytest.mark.parametrize(("words", "option"), list(places()))
 def test_a_bad_value_is_no_internal_error(cli: Any, words: list[str], option: str | None) -> None:
     for value in BAD:
+        if words[:2] == ["base", "import"] and option is None and value in ELSEWHERE:
+            continue  # a good value: all of this machine
         given = value if option is None else f"{option}={value}"
         status = cli.status_of(*words, given)
         assert status != ExitStatus.INTERNAL, ascii(value)

@@ -98,7 +98,7 @@ def _report(questions: Mapping[str, str]) -> str:
 @pytest.fixture
 def machines(kernel: Kernel, store: Path, tmp_path: Path) -> Machines:
     with alone(store):
-        initramfs = initramfs_image(store, kernel_modules=[kernel.modules], compression=Compression.ZSTD)
+        initramfs = initramfs_image(store, kernel_modules=[kernel.modules], compression=Compression.NONE)
     return Machines(kernel, initramfs.read_bytes(), tmp_path)
 
 

@@ -79,7 +79,7 @@ def images(kernel: Kernel, store: Path) -> Callable[[Compression], Path]:
 
 @pytest.fixture
 def machine(kernel: Kernel, images: Callable[[Compression], Path], drive: Path) -> Machine:
-    initramfs = images(Compression.ZSTD)
+    initramfs = images(Compression.NONE)
     return Machine(kernel.image, initramfs, drive, kernel_arguments(extra=EMULATED, mmds_timeout=5))
 
 

@@ -158,11 +158,14 @@ def test_modules_lie_below_their_kernels_release_with_the_order_to_load_them(
         initramfs_image(tmp_path, runtime=small, kernel_modules=[folders[0], folders[0]])
 
 
-def test_gzip_is_what_every_kernel_reads(small: PythonRuntime, tmp_path: Path) -> None:
-    made = initramfs_image(tmp_path, runtime=small, compression=Compression.GZIP)
-    assert made.suffix == ".gz"
-    assert made.read_bytes()[4:8] == bytes(4)  # no time
-    assert "init" in {entry.path for entry in read_cpio(gzip.decompress(made.read_bytes()))}
+def test_gzip_and_none_are_what_every_kernel_reads(small: PythonRuntime, tmp_path: Path) -> None:
+    packed = initramfs_image(tmp_path, runtime=small, compression=Compression.GZIP)
+    assert packed.suffix == ".gz"
+    assert packed.read_bytes()[4:8] == bytes(4)  # no time
+    plain = initramfs_image(tmp_path, runtime=small, compression=Compression.NONE)
+    assert plain.suffix == ".cpio"
+    assert plain.read_bytes() == gzip.decompress(packed.read_bytes())
+    assert "init" in {entry.path for entry in read_cpio(plain.read_bytes())}
 
 
 def test_a_missing_or_failing_compressor_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

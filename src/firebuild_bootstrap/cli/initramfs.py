@@ -27,7 +27,7 @@ def initramfs() -> None:
 @click.option(
     "--compress",
     "compression",
-    type=click.Choice(("zstd", "lz4", "gzip")),
+    type=click.Choice(("zstd", "lz4", "gzip", "none")),
     default="zstd",
     show_default=True,
     help="How it is compressed; the kernel must be able to read that.",

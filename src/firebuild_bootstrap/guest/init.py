@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import traceback
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import NoReturn
 
 from . import init_system as system
@@ -141,27 +141,27 @@ def take_part(settings: InitSettings, root: str = system.ROOT) -> int:
         from .alone import run_alone
 
         return run_alone(root, _ALONE)
-    client = MetadataClient(settings.mmds, timeout=settings.mmds_timeout)
-    document = client.read()
-    from .bootstrap import bootstrap, read_block
+    from .enter import Launcher
 
-    block = read_block(document)
-    set_clock(block.host_time)
-    timeout = settings.connect_timeout
-    if settings.scratch:
+    with closing(Launcher(fork=True)) as launcher:
+        client = MetadataClient(settings.mmds, timeout=settings.mmds_timeout)
+        document = client.read()
+        from .bootstrap import bootstrap, read_block
+
+        block = read_block(document)
+        set_clock(block.host_time)
         bootstrap(
             block,
             root,
-            connect_timeout=timeout,
-            sync=False,
-            layers=system.LAYERS,
-            scratch=system.MOUNTS,
-            caches=system.CACHES,
+            connect_timeout=settings.connect_timeout,
+            sync=not settings.scratch,
+            launcher=launcher,
             document=document,
             metadata=client.read,
+            layers=system.LAYERS if settings.scratch else "",
+            scratch=system.MOUNTS if settings.scratch else "",
+            caches=system.CACHES if settings.scratch else "",
         )
-    else:
-        bootstrap(block, root, connect_timeout=timeout, document=document, metadata=client.read)
     return 0
 
 

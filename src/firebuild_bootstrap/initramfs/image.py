@@ -1,6 +1,6 @@
 """The initramfs: a small root file system whose init runs vminit.
 
-It is made once for the same inputs, compressed in a form that Linux unpacks, and kept in the store.
+It is made once for the same inputs, in a form that Linux unpacks, and kept in the store.
 """
 
 from __future__ import annotations
@@ -170,16 +170,17 @@ _KEPT_SECONDS: Final = 30 * 24 * 3600
 
 
 class Compression(StrEnum):
-    """How an initramfs is compressed; gzip is what every kernel can read."""
+    """How an initramfs is compressed; every kernel can read gzip, and one that is not compressed."""
 
     ZSTD = "zstd"
     LZ4 = "lz4"
     GZIP = "gzip"
+    NONE = "none"
 
     @property
     def suffix(self) -> str:
-        """What such files are usually called."""
-        return {"zstd": "zst", "lz4": "lz4", "gzip": "gz"}[self.value]
+        """What the names of such files usually end in."""
+        return {"zstd": ".zst", "lz4": ".lz4", "gzip": ".gz", "none": ""}[self.value]
 
     @property
     def recipe(self) -> str:
@@ -191,6 +192,8 @@ class Compression(StrEnum):
                 return f"lz4 {_lz4_version()} {_LZ4}"
             case Compression.GZIP:
                 return f"gzip {zlib.ZLIB_RUNTIME_VERSION} 9"
+            case Compression.NONE:
+                return "none"
 
 
 def compress(data: bytes, how: Compression) -> bytes:
@@ -207,6 +210,8 @@ def compress(data: bytes, how: Compression) -> bytes:
             return run_lz4(*_LZ4, data=data, hint="install the package lz4, or choose --compress zstd")
         case Compression.GZIP:
             return gzip.compress(data, 9, mtime=0)
+        case Compression.NONE:
+            return data
 
 
 def _lz4_version() -> str:
@@ -259,7 +264,7 @@ def initramfs_image(
         raise InputError(f"two directories hold modules of the same kernel: {', '.join(sorted(releases))}")
     contents = collect(runtime or find_python(), modules, environ=os.environ)
     folder = store / "initramfs"
-    path = folder / f"{contents.digest(compression.recipe)[:32]}.cpio.{compression.suffix}"
+    path = folder / f"{contents.digest(compression.recipe)[:32]}.cpio{compression.suffix}"
     try:
         if not path.exists():
             archive = io.BytesIO()

@@ -154,8 +154,8 @@ class FirecrackerSettings(Settings):
     """Directories of its modules, when virtio and ext4 are not built in."""
     kernel_args: tuple[str, ...] = ()
     """More arguments for the kernel."""
-    initrd_compression: Literal["gzip", "lz4", "zstd"] = "gzip"
-    """How the guest's initramfs is compressed; gzip is what every kernel reads."""
+    initrd_compression: Literal["none", "gzip", "lz4", "zstd"] = "gzip"
+    """How the guest's initramfs is compressed; every kernel reads gzip. Without, a boot needs more memory."""
     vcpus: Annotated[int, Field(ge=1, le=32)] = 2
     """Processors of the machine."""
     memory: Annotated[ByteSize, Field(ge=128 << 20)] = 1 << 30
