@@ -199,6 +199,7 @@ def test_an_agent_that_ends_in_the_middle_is_an_error(
         listening(says).answer(LIST, NEVER)
 
 
+@pytest.mark.root
 def test_nobody_waits_for_an_agent_when_the_run_is_over(tmp_path: Path) -> None:
     path = tmp_path / ("a" * 100) / "socket"  # longer than the address of a socket may be
     path.parent.mkdir()
@@ -280,6 +281,7 @@ def receive(client: socket.socket, size: int) -> bytes:
     return client.recv(size, socket.MSG_WAITALL)
 
 
+@pytest.mark.root
 def test_the_guest_passes_on_whole_messages_and_one_of_a_client_at_a_time(tmp_path: Path) -> None:
     asked: list[tuple[str, bytes]] = []
 
@@ -309,6 +311,7 @@ def test_the_guest_passes_on_whole_messages_and_one_of_a_client_at_a_time(tmp_pa
     assert asked == [("a", b"12"), ("a", b"34"), ("a", largest), ("b", b"ab")]
 
 
+@pytest.mark.root
 def test_more_clients_wait_until_others_have_gone_and_all_go_with_the_run(tmp_path: Path) -> None:
     waiting: queue.SimpleQueue[Reply] = queue.SimpleQueue()
     with closing(AgentSockets(lambda _identifier, _request, reply: waiting.put(reply))) as sockets:

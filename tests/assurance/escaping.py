@@ -84,7 +84,12 @@ class Attempts:
     def kernel_entry(self) -> str:
         path = str(self._chance.of(self._entries))
         descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-        os.close(descriptor)
+        try:
+            if path.startswith("/proc/1/"):  # a user's own: nearly all of them open, and few take anything
+                os.write(descriptor, b"1")
+                return f"{path} takes a value"
+        finally:
+            os.close(descriptor)
         return f"{path} opens for writing"
 
     def device(self) -> str:

@@ -192,7 +192,6 @@ def hunts() -> dict[str, str]:
         "map_files": lambda: os.listdir("/proc/1/map_files") or None,
         "stack": lambda: read("/proc/1/stack"),
         "syscall": lambda: read("/proc/1/syscall"),
-        "clear_refs": lambda: write("/proc/1/clear_refs", "1"),
         "kcore": lambda: read("/proc/kcore") or None,
         "fsopen": lambda: call(430, b"tmpfs", 0),
         "open_tree": lambda: call(428, -100, b"/", 1),
@@ -221,9 +220,13 @@ def hunts() -> dict[str, str]:
         "modprobe": lambda: write("/proc/sys/kernel/modprobe", "/x"),
         "binfmt_misc": lambda: write("/proc/sys/fs/binfmt_misc/register", ":x:M::x::/x:"),
         "ns_last_pid": lambda: write("/proc/sys/kernel/ns_last_pid", "1"),
-        "oom_score_adj": lambda: write("/proc/1/oom_score_adj", "1000"),
         "priority of 1": lambda: LIBC.setpriority(0, 1, -20),
     }
+    for folder in ("/proc/1", "/proc/1/attr", "/proc/1/task/1"):
+        for name in os.listdir(folder):
+            path = f"{folder}/{name}"
+            if os.path.isfile(path):
+                tests[f"write {path}"] = partial(write, path, "1000" if name == "oom_score_adj" else "1")
     return {name: in_child(test) for name, test in tests.items()}
 
 

@@ -407,6 +407,7 @@ def test_output_is_read_no_faster_than_it_is_taken(serve: Any) -> None:
     go.set()
 
 
+@pytest.mark.root
 def test_the_whole_way_works_with_the_guest_of_ours(serve: Any, tmp_path: Path) -> None:
     """The guest's own end of the stream, in this process: what the service sends is what it reads."""
     from firebuild_bootstrap.guest.client import Client
