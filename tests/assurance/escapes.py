@@ -210,17 +210,11 @@ def attack(effort: Effort, scene: Scene, name: str, kind: Kind) -> None:
         len(findings.get(part, ())) for part in ("attempts", "hunts", "changes")
     )
     if not kind.vm:
-        worked = [
-            one for one in report["worked"] if not (kind.user and OF_A_USER.fullmatch(one.partition(": ")[2]))
-        ]
-        assert worked == [], worked
+        worked = [what.partition(": ")[2] for what in report["worked"]]
         for part in ("attempts", "hunts", "changes"):
-            worked = {
-                what: how
-                for what, how in findings[part].items()
-                if not re.fullmatch("E[A-Z]+|None", how) and not (kind.user and OF_A_USER.fullmatch(what))
-            }
-            assert worked == {}, (part, worked)
+            worked += [what for what, how in findings[part].items() if not re.fullmatch("E[A-Z]+|None", how)]
+        worked = [what for what in worked if not (kind.user and OF_A_USER.fullmatch(what))]
+        assert worked == [], (worked, findings)
     assert findings["key"].startswith("E"), findings["key"]
 
 
