@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import ExitStatus
-from support import BIN, unmeasured
+from support import BIN, eventually, unmeasured
 
 STATUSES: Final = frozenset(ExitStatus) - {ExitStatus.INTERNAL} | {125}
 """How a command may end that nothing has killed; 125 is a failure of `run`."""
@@ -54,6 +55,25 @@ class Started:
             text=True,
             errors="replace",
             start_new_session=True,
+        )
+
+    def interrupt(self, number: int) -> None:
+        """Send a signal, if it has not ended; SIGINT only when it handles that.
+
+        Before its first line it is a Python like any other, which says in a traceback where in its own
+        start it was interrupted.
+        """
+        if number != signal.SIGINT or eventually(self._handles_signals, 20):
+            self.process.send_signal(number)
+
+    def _handles_signals(self) -> bool:
+        """Whether it has ended, or SIGTERM is caught, as each command does first (proc_pid_status(5))."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        caught = re.search(r"^SigCgt:\s+(\w+)$", status, re.MULTILINE)
+        return (
+            caught is None
+            or self.process.poll() is not None
+            or bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
         )
 
     def end(self) -> Ended:

@@ -407,7 +407,7 @@ def guests(effort: Effort) -> None:
     """One hostile build after the other beside good ones: each fails in words, and takes nobody's room."""
     workshop = Workshop()
     materials = workshop.issue(SERVER, SERVER_AUTH), workshop.issue(GUEST)
-    host = Host(effort.directory / "host")
+    host = Host(effort.directory / "host", AT_ONCE)
     numbers = itertools.count(1)
 
     def good() -> None:

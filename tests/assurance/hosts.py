@@ -68,11 +68,17 @@ class Seen:
 
 
 class Host:
-    """That process, and how many bytes it takes before anybody calls."""
+    """That process, and how many bytes it takes before anybody calls.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: for all that it writes.
+        at_once: how many hostile guests call at the same time, each of a build of its own.
+    """
+
+    def __init__(self, directory: Path, at_once: int = 1) -> None:
         directory.mkdir()
         self.directory = directory
+        self._at_once = at_once
         self._errors = open(directory / "errors", "w+b")  # noqa: SIM115 - closed by `close`
         self._process = subprocess.Popen(
             [sys.executable, "-m", "assurance.hosts", str(directory.resolve())],
@@ -109,7 +115,7 @@ class Host:
 
     def check(self) -> None:
         """See that memory and descriptors are bounded, and that nothing was said that is not in words."""
-        assert self._most() - self.resident < BOUND, self._most()
+        assert self._most() - self.resident < BOUND * self._at_once, self._most()
         end = time.monotonic() + 30
         while (now := self._ask("descriptors")) > self.descriptors + 30:  # those of builds that go on
             assert time.monotonic() < end, f"{now} descriptors, {self.descriptors} at first"
@@ -124,6 +130,8 @@ class Host:
         """End it; it ends well, and nothing is left."""
         self.check()
         assert list(self.directory.glob("firebuild-*")) == []
+        left = self._ask("resident") - self.resident
+        assert left < BOUND, f"{left} bytes are left of builds that have ended"
         self._process.communicate(timeout=60)
         self._errors.close()
         assert self._process.returncode == 0, self._process.returncode
@@ -277,6 +285,10 @@ class _Builds:
 
     def descriptors(self) -> int:
         return len(os.listdir("/proc/self/fd"))
+
+    def resident(self) -> int:
+        pages = Path("/proc/self/statm").read_text().split()[1]  # proc_pid_statm(5)
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def main() -> None:

@@ -278,6 +278,9 @@ class Bench:
             started.process.wait(chance.random() * 1.5)
         pids = family({started.process.pid}) if chance.random() < 0.3 else {started.process.pid}
         pid = chance.choice(sorted(pids))
+        if number == signal.SIGINT and pid == started.process.pid:
+            started.interrupt(number)
+            return
         with suppress(OSError):  # it has ended
             # Before its first line it is a Python like any other, which dumps core with its environment.
             if number not in CORES or eventually(lambda: has_begun(pid), 20):

@@ -61,7 +61,7 @@ class Round:
             build.process.wait(self._effort.chance.random() * 3)
         except Exception:
             number = self._effort.chance.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-            build.process.send_signal(number)
+            build.interrupt(number)
 
     def _same(self, ids: set[str]) -> None:
         """What several made of one Dockerfile is equal, and the next finds all of it."""
