@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -217,10 +218,10 @@ def test_an_entry_that_nobody_may_write_any_more_is_bad_input(
     put(store, "x")
 
     def refuse(*_: object) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted", "link")
+        raise PermissionError(errno.EPERM, "Operation not permitted", "/a/link")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(InputError, match="link: the store can't be written: Operation not permitted"):
+    with pytest.raises(InputError, match="^/a/link: the store can't be written: Operation not permitted"):
         put(store, "y")
 
 
@@ -260,3 +261,20 @@ def test_a_content_that_is_just_being_removed_counts_as_gone(tmp_path: Path) -> 
     lock = module._lock(content, fcntl.LOCK_EX)
     assert store.hold(KEY) is None
     os.close(lock)
+
+
+@pytest.mark.parametrize(
+    ("names", "place"),
+    [
+        (("/store/content/a",), "/store/content/a"),
+        (("/store/new", None, "/store/names/a"), "/store/names/a"),
+        # A link says where to find what it names from its own place.
+        (("../content/a", None, "/store/names/a"), "/store/names/a"),
+        (("../content/a",), "/store"),
+        ((7,), "/store"),
+        ((), "/store"),
+    ],
+)
+def test_the_place_of_an_error_is_one_that_its_reader_can_find(names: tuple[Any, ...], place: str) -> None:
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *names)
+    assert module.place_of(error, Path("/store")) == place

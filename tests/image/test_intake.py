@@ -385,3 +385,13 @@ def test_a_source_that_is_not_there_or_damaged_is_told(home: Home, tmp_path: Pat
     (tmp_path / "cut.tar.gz").write_bytes(gzip.compress(layer(GOOD.docker()))[:-100])
     with pytest.raises(FirebuildError, match="is damaged"):
         load(home, tmp_path / "cut.tar.gz")
+
+
+def test_a_disk_without_room_for_what_is_decompressed_is_named(tmp_path: Path) -> None:
+    (tmp_path / "layer.gz").write_bytes(gzip.compress(bytes(100_000)))
+    with (
+        open("/dev/full", "wb", buffering=0) as full,
+        pytest.raises(MachineError, match=r"^/store/new: an archive can't be unpacked: No space") as told,
+    ):
+        reading.decompress_bounded(tmp_path / "layer.gz", full, Path("/store/new"))
+    assert told.value.hint == "free some space there"

@@ -26,6 +26,7 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.content_store import (
     SPACE,
     allow_open_files,
+    place_of,
     try_lock,
     unusable_store,
     write_whole,
@@ -69,10 +70,12 @@ class BlobWriter:
         blob: what it has to be in the end.
         part: its open part, whose lock the caller holds; -1 where the blob is there already.
         publish: makes a blob of the part, and returns its path.
+        root: of the store.
     """
 
-    def __init__(self, blob: Described, part: int, publish: Callable[[], Path]) -> None:
+    def __init__(self, blob: Described, part: int, publish: Callable[[], Path], root: Path) -> None:
         self._blob = blob
+        self._root = root
         self._part = part
         self._publish = publish
         self._algorithm = blob.digest.partition(":")[0]
@@ -101,13 +104,13 @@ class BlobWriter:
             )
         self._hash.update(rest)
         self.offset += len(rest)
-        with _storing():
+        with _storing(self._root):
             write_all(self._part, rest)
 
     def restart(self) -> None:
         """Forget what is there: the source can't begin in the middle, or it was wrong."""
         if self._part >= 0:
-            with _storing():
+            with _storing(self._root):
                 os.ftruncate(self._part, 0)
                 os.lseek(self._part, 0, os.SEEK_SET)
             self._hash = hashlib.new(self._algorithm)
@@ -132,7 +135,7 @@ class BlobWriter:
                 f"expected a blob with the digest {self._blob.digest}, received one with {found}",
                 hint="whoever sent it is broken or hostile; nothing of it was kept",
             )
-        with _storing():
+        with _storing(self._root):
             return self._publish()
 
     def _digest(self) -> str:
@@ -201,7 +204,7 @@ class BlobStore:
         if digest in self._held:
             return path
         allow_open_files(2 * len(self._held))
-        with _storing():
+        with _storing(self.root):
             descriptor = _opened(path, os.O_RDONLY)
             if descriptor is None:
                 return None
@@ -234,7 +237,7 @@ class BlobStore:
             InputError: it has more than `most` bytes.
         """
         path = self.required(digest)
-        with _storing(), open(path, "rb") as file:
+        with _storing(self.root), open(path, "rb") as file:
             data = file.read(most + 1)
         if len(data) > most:
             raise InputError(f"{digest} has more than the {counted(most, 'byte')} that are allowed")
@@ -255,16 +258,18 @@ class BlobStore:
         """
         target = self.path(blob.digest)
         if self.hold(blob.digest) is not None:
-            yield BlobWriter(blob, -1, lambda: target)
+            yield BlobWriter(blob, -1, lambda: target, self.root)
             return
         path = self._part(blob.digest)
         descriptor = self._locked_part(path)
         try:
             if self.hold(blob.digest) is not None:  # whoever was waited for has made it
                 os.unlink(path)
-                yield BlobWriter(blob, -1, lambda: target)
+                yield BlobWriter(blob, -1, lambda: target, self.root)
                 return
-            writer = BlobWriter(blob, descriptor, lambda: self._publish(blob.digest, descriptor, path))
+            writer = BlobWriter(
+                blob, descriptor, lambda: self._publish(blob.digest, descriptor, path), self.root
+            )
             yield writer
         finally:
             with suppress(OSError):
@@ -319,7 +324,7 @@ class BlobStore:
             InputError, MachineError: as `writer`.
         """
         path = self.root / _PARTIAL / f"new-{secrets.token_hex(8)}"
-        with _storing():
+        with _storing(self.root):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.touch(0o600, exist_ok=False)
         try:
@@ -338,7 +343,7 @@ class BlobStore:
         """
         if (there := self.hold(digest)) is not None:
             return there
-        with _storing():
+        with _storing(self.root):
             descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 return self._publish(digest, descriptor, path)
@@ -366,7 +371,7 @@ class BlobStore:
             digest: of the blob.
             size: its bytes.
         """
-        with _storing():
+        with _storing(self.root):
             (self.root / _MADE).mkdir(mode=0o700, exist_ok=True)
             note = self.root / _MADE / f"{self.path(diff_id).name}.{form}"
             write_whole(note, f"{digest} {size}".encode())
@@ -387,7 +392,7 @@ class BlobStore:
         """
         if not self.root.is_dir():
             return 0
-        with _storing(), self._changing(fcntl.LOCK_EX), ExitStack() as cleanup:
+        with _storing(self.root), self._changing(fcntl.LOCK_EX), ExitStack() as cleanup:
             freed = self._sweep_blobs(cleanup) + self._sweep_parts(cleanup)
             for name in _names(self.root / _MADE):
                 if self._noted(name) is None:
@@ -418,10 +423,10 @@ class BlobStore:
 
     def _locked_part(self, path: Path) -> int:
         """Return the open part at `path`, with its lock, once nobody else has it."""
-        with _storing():
+        with _storing(self.root):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         while True:
-            with _storing():
+            with _storing(self.root):
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 while not (locked := try_lock(descriptor)) and _is_at(descriptor, path):
@@ -471,13 +476,12 @@ def digest_of(data: bytes, algorithm: str = "sha256") -> str:
 
 
 @contextmanager
-def _storing() -> Iterator[None]:
+def _storing(root: Path) -> Iterator[None]:
     """Tell errors of the store from those of a source of data, which may be OSError as well."""
     try:
         yield
     except OSError as error:
-        where = error.filename or "the blobs"
-        raise unusable_store(f"{where}: the store can't be used", error) from error
+        raise unusable_store(f"{place_of(error, root)}: the store can't be used", error) from error
 
 
 def _names(directory: Path) -> list[str]:

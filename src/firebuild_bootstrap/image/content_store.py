@@ -290,12 +290,13 @@ class ContentStore:
             os.close(lock)
 
     def _unusable(self, error: OSError) -> FirebuildError:
-        return unusable_store(f"{error.filename or self.root}: the store can't be written", error)
+        return unusable_store(f"{place_of(error, self.root)}: the store can't be written", error)
 
     def _failed(self, error: OSError) -> FirebuildError:
         if error.errno in _OF_RIGHTS:
             return self._unusable(error)
-        where = error.filename or self.root  # a path inside the store, not of the user
+        # Inside the store, so not the user's.
+        where = place_of(error, self.root)
         return MachineError(f"{where}: the store can't be written: {error.strerror}", hint=SPACE)
 
 
@@ -311,6 +312,15 @@ def readable(
             continue
         if found is not None:
             yield found
+
+
+def place_of(error: OSError, root: Path) -> str:
+    """Return where something can't be written: what the error names, or else what it was written below.
+
+    Calls on open files name nothing, and symlink(2) names first what the link says, which may be relative.
+    """
+    named = (name for name in (error.filename2, error.filename) if isinstance(name, str | os.PathLike))
+    return next((os.fspath(name) for name in named if os.path.isabs(name)), str(root))
 
 
 def unusable_store(what: str, error: OSError) -> FirebuildError:

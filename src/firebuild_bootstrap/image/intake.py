@@ -260,7 +260,7 @@ class Intake:
                 open(archive, "wb") as file,
             ):
                 out = Hashed(file)
-                decompress_bounded(path, out)
+                decompress_bounded(path, out, archive)
         except DamagedArchive as error:
             _check_blob(path, layer.blob.digest)
             raise InputError(f"{what} is damaged: {error.message}", hint=error.hint) from error

@@ -204,14 +204,19 @@ def opened(source: Path, spool: Path) -> Iterator[tuple[Files, Path]]:
             else:
                 # Nobody else sees it, and it is gone whoever is killed.
                 archive = cleanup.enter_context(TemporaryFile(dir=spool, buffering=0))
-                counted.copy_bounded(reader, _Unbuffered(archive.fileno()))
+                counted.copy_bounded(reader, _Unbuffered(archive.fileno()), spool)
             yield FilesInArchive(archive, str(source)), Path(f"/proc/self/fd/{archive.fileno()}")
         except DamagedArchive as error:
             raise InputError(f"{source} is damaged: {error.message}", hint=error.hint) from error
 
 
-def decompress_bounded(source: Path, out: Sink) -> None:
+def decompress_bounded(source: Path, out: Sink, target: Path) -> None:
     """Write what is compressed in the file `source`, unless it is far more than that holds.
+
+    Args:
+        source: is compressed, or not.
+        out: takes what comes of it.
+        target: where `out` writes, for errors.
 
     Raises:
         InputError: it is more than `most_of` allows.
@@ -221,7 +226,7 @@ def decompress_bounded(source: Path, out: Sink) -> None:
     """
     with open(source, "rb", buffering=0) as file:
         counted = _Counted(file)
-        counted.copy_bounded(decompressed(counted.buffered), out)
+        counted.copy_bounded(decompressed(counted.buffered), out, target)
 
 
 class _Unbuffered:
@@ -252,7 +257,7 @@ class _Counted(io.RawIOBase):
         self._count += done
         return done
 
-    def copy_bounded(self, reader: IO[bytes], out: Sink) -> int:
+    def copy_bounded(self, reader: IO[bytes], out: Sink, target: Path = Path()) -> int:
         """Copy what the decompressor of this file gives, and return its size; see `decompress_bounded`."""
         size = 0
         compressed = reader is not self.buffered
@@ -266,8 +271,8 @@ class _Counted(io.RawIOBase):
             try:
                 out.write(piece)
             except OSError as error:
-                reason = f"an archive can't be unpacked: {error.strerror}"
-                raise MachineError(reason, hint="free some space") from error
+                reason = f"{target}: an archive can't be unpacked: {error.strerror}"
+                raise MachineError(reason, hint="free some space there") from error
         return size
 
 

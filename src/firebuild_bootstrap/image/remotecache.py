@@ -20,7 +20,7 @@ from typing import Final, Literal, Protocol
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image.blobs import DIGEST, BlobStore
-from firebuild_bootstrap.image.content_store import unusable_store
+from firebuild_bootstrap.image.content_store import place_of, unusable_store
 from firebuild_bootstrap.image.layouts import FilesInDirectory
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.oci import (
@@ -261,7 +261,7 @@ class DirectoryBackend:
                 }
                 self._replace(self._root / "index.json", canonical(index))
         except OSError as error:
-            raise unusable_store(f"{error.filename or self._root} can't be written", error) from error
+            raise unusable_store(f"{place_of(error, self._root)} can't be written", error) from error
 
     def _entries(self) -> tuple[Descriptor, ...]:
         if not self._files.has("index.json"):

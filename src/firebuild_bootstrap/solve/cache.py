@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import MALFORMED, FirebuildError, InputError, MachineError
-from firebuild_bootstrap.image.content_store import unusable_store
+from firebuild_bootstrap.image.content_store import place_of, unusable_store
 from firebuild_bootstrap.image.layertrees import ALTERED, LayerTrees
 from firebuild_bootstrap.image.trees import allocated
 from firebuild_bootstrap.sizes import checked_size
@@ -548,8 +548,9 @@ class Cache:
         try:
             yield
         except OSError as error:
-            where = error.filename2 or error.filename or self._root
-            raise unusable_store(f"{where}: the cache can't be {done}", error) from error
+            raise unusable_store(
+                f"{place_of(error, self._root)}: the cache can't be {done}", error
+            ) from error
 
 
 class _Survey:
