@@ -221,7 +221,7 @@ def test_an_entry_that_nobody_may_write_any_more_is_bad_input(
         raise PermissionError(errno.EPERM, "Operation not permitted", "/a/link")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(InputError, match="^/a/link: the store can't be written: Operation not permitted"):
+    with pytest.raises(InputError, match=r"^/a/link: the store can't be written: Operation not permitted"):
         put(store, "y")
 
 
