@@ -13,7 +13,7 @@ from pathlib import Path
 from assurance.commands import Started
 from assurance.trials import Effort, trial
 from e2e.killing import Harness
-from support import await_end_of_processes, privately
+from support import await_end_of_processes, eventually, privately
 
 
 class Small:
@@ -85,7 +85,8 @@ class Failing:
 
     def repair(self) -> None:
         """Mount it again, repaired, with the files that had come to the disk."""
-        subprocess.run(["umount", self.root], check=True)
+        # What cleans up behind a command may work there yet.
+        assert eventually(lambda: subprocess.run(["umount", self.root], check=False).returncode == 0, 30)
         done = subprocess.run(["e2fsck", "-fy", self._device], capture_output=True, text=True, check=False)
         assert done.returncode in (0, 1), done.stdout
         subprocess.run(["losetup", "--detach", self._device], check=True)
