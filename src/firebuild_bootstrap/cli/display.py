@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TextIO, cast, get_args
 
@@ -20,6 +21,14 @@ PROGRESS: Final[tuple[str, ...]] = get_args(Progress)
 
 # Of docker's users, as docs.docker.com says of buildx.
 _VARIABLE: Final = "BUILDKIT_PROGRESS"
+
+
+def window_size() -> tuple[int, int]:
+    """Return the rows and columns of the terminal on standard output; zeros where there is none."""
+    with suppress(OSError):
+        size = os.get_terminal_size(1)
+        return size.lines, size.columns
+    return 0, 0
 
 
 def read_progress(given: Progress | None, environ: Mapping[str, str], *, quiet: bool) -> Progress:

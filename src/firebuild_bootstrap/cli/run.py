@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from firebuild_bootstrap.cli.display import Boot
+from firebuild_bootstrap.cli.display import Boot, window_size
 from firebuild_bootstrap.cli.failure import SIGNALS, report
 from firebuild_bootstrap.cli.identity import identity_from, identity_options, laptop_ca
 from firebuild_bootstrap.cli.options import (
@@ -261,7 +261,7 @@ def _request(image: str, command: tuple[str, ...], options: Mapping[str, Any]) -
         raise InputError(
             "--name is for --detach: nothing of another run is kept", hint="add --detach, or leave --name out"
         )
-    rows, columns = _window() if options["tty"] else (0, 0)
+    rows, columns = window_size() if options["tty"] else (0, 0)
     entrypoint = options["entrypoint"]
     return RunRequest(
         image=image,
@@ -453,7 +453,7 @@ class Signals:
         """
         if self._resized and self.console is not None:
             self._resized = False
-            self.console.resize(*_window())
+            self.console.resize(*window_size())
         while self._came:
             number = self._came.pop(0)
             if self._passed_on or not self._started or self.console is None:
@@ -476,13 +476,6 @@ class Signals:
 
     def _note_size(self, _number: int, _frame: FrameType | None) -> None:
         self._resized = True
-
-
-def _window() -> tuple[int, int]:
-    with suppress(OSError):
-        size = os.get_terminal_size(1)
-        return size.lines, size.columns
-    return 0, 0
 
 
 @contextmanager

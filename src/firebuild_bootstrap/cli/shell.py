@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
+from firebuild_bootstrap.cli.display import window_size
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.events import BuildFailed, Event
 from firebuild_bootstrap.layers.tar import write_all
@@ -155,7 +156,7 @@ class TerminalShell:
 def _pumped() -> Iterator[tuple[Console, Attach]]:
     """Yield a console that gets what is typed, and the size of the terminal when it changes."""
     console = Console(output=_write)
-    size = _size()
+    size = window_size()
     ended, end = os.pipe()
     pump = threading.Thread(target=_pump, args=(console, size, ended), name="stdin", daemon=True)
     pump.start()
@@ -175,7 +176,7 @@ def _pump(console: Console, size: tuple[int, int], ended: int) -> None:
         ready, _, _ = select.select(sources, [], [], _SIZE_SECONDS)
         if ended in ready:
             return
-        if (now := _size()) != size:
+        if (now := window_size()) != size:
             size = now
             console.resize(*size)
         if 0 in ready:
@@ -192,13 +193,6 @@ def _read() -> bytes:
         return os.read(0, _PIECE)
     except OSError:  # the terminal has gone
         return b""
-
-
-def _size() -> tuple[int, int]:
-    with suppress(OSError):
-        size = os.get_terminal_size(1)
-        return size.lines, size.columns
-    return 0, 0
 
 
 def _write(data: bytes) -> None:
