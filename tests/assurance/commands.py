@@ -58,12 +58,12 @@ class Started:
         )
 
     def interrupt(self, number: int) -> None:
-        """Send a signal, if it has not ended; SIGINT only when it handles that.
+        """Send a signal, if it has not ended; one that it can handle only when it does.
 
-        Before its first line it is a Python like any other, which says in a traceback where in its own
-        start it was interrupted.
+        Before its first line it is a Python like any other, which SIGTERM kills, and which says in a
+        traceback where in its own start it was interrupted.
         """
-        if number != signal.SIGINT or eventually(self._handles_signals, 20):
+        if number == signal.SIGKILL or eventually(self._handles_signals, 20):
             self.process.send_signal(number)
 
     def _handles_signals(self) -> bool:
