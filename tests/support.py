@@ -8,6 +8,7 @@ import platform
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -76,6 +77,13 @@ def this_machine() -> str:
 def unique_seconds() -> str:
     """A number of seconds by which to find one's own `sleep` among those of other tests."""
     return str(10**6 + secrets.randbelow(10**6))
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal (proc_pid_status(5), SigCgt)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(line.split()[1], 16) & 1 << (number - 1))
 
 
 def eventually(condition: Callable[[], object], seconds: float = 60.0) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import ExitStatus
-from support import BIN, eventually, unmeasured
+from support import BIN, catches, eventually, unmeasured
 
 STATUSES: Final = frozenset(ExitStatus) - {ExitStatus.INTERNAL} | {125}
 """How a command may end that nothing has killed; 125 is a failure of `run`."""
@@ -63,18 +63,12 @@ class Started:
         Before its first line it is a Python like any other, which SIGTERM kills, and which says in a
         traceback where in its own start it was interrupted.
         """
-        if number == signal.SIGKILL or eventually(self._handles_signals, 20):
+        if number == signal.SIGKILL or eventually(self._has_begun, 20):
             self.process.send_signal(number)
 
-    def _handles_signals(self) -> bool:
-        """Whether it has ended, or SIGTERM is caught, as each command does first (proc_pid_status(5))."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        caught = re.search(r"^SigCgt:\s+(\w+)$", status, re.MULTILINE)
-        return (
-            caught is None
-            or self.process.poll() is not None
-            or bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
-        )
+    def _has_begun(self) -> bool:
+        """Whether it handles signals, as each command does first, or has ended already."""
+        return self.process.poll() is not None or catches(self.process.pid, signal.SIGTERM)
 
     def end(self) -> Ended:
         """Wait for its end; one that does not come is a fault."""

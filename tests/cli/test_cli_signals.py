@@ -12,17 +12,10 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.errors import ExitStatus
-from support import unmeasured
+from support import catches, unmeasured
 
 PROGRAM = "import sys; from firebuild_bootstrap.cli import main; sys.argv[0] = 'firebuild'; sys.exit(main())"
 DELAYS = (0, 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.45, 0.6, 0.9, 1.4)
-
-
-def catches(process: subprocess.Popen[bytes], number: signal.Signals) -> bool:
-    """Whether the process has a handler for a signal (proc_pid_status(5), SigCgt)."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith("SigCgt:"))
-    return bool(int(line.split()[1], 16) & 1 << (number - 1))
 
 
 def start(home: Path, *arguments: str, nohup: bool = False) -> subprocess.Popen[bytes]:
@@ -35,7 +28,7 @@ def start(home: Path, *arguments: str, nohup: bool = False) -> subprocess.Popen[
         stderr=subprocess.PIPE,
     )
     deadline = time.monotonic() + 30
-    while process.poll() is None and not catches(process, signal.SIGTERM) and time.monotonic() < deadline:
+    while process.poll() is None and not catches(process.pid, signal.SIGTERM) and time.monotonic() < deadline:
         time.sleep(0.001)
     return process
 

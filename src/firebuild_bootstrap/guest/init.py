@@ -150,6 +150,9 @@ def take_part(settings: InitSettings, root: str = system.ROOT) -> int:
 
         block = read_block(document)
         set_clock(block.host_time)
+        # Without a scratch drive the steps change the image's own, and there are no layers.
+        drives = (system.LAYERS, system.MOUNTS, system.CACHES) if settings.scratch else ("", "", "")
+        layers, scratch, caches = drives
         bootstrap(
             block,
             root,
@@ -158,9 +161,9 @@ def take_part(settings: InitSettings, root: str = system.ROOT) -> int:
             launcher=launcher,
             document=document,
             metadata=client.read,
-            layers=system.LAYERS if settings.scratch else "",
-            scratch=system.MOUNTS if settings.scratch else "",
-            caches=system.CACHES if settings.scratch else "",
+            layers=layers,
+            scratch=scratch,
+            caches=caches,
         )
     return 0
 
