@@ -91,6 +91,8 @@ def kernel_arguments(
         "random.trust_cpu=on",
         # Its tests of its own ciphers take 0.3 s without KVM. A kernel in FIPS mode does them anyway.
         "cryptomgr.notests",
+        # A tmpfs gets half of the memory at most, which is less than a large Python takes (init/do_mounts.c).
+        "rootfstype=ramfs",
         f"ip={network.argument() if network else 'dhcp'}",
         f"firebuild.root={root}",
         *([f"firebuild.scratch={scratch}"] if scratch else []),
