@@ -31,6 +31,7 @@ MODULES: Final = (
     "hostile_server",
     "hygiene",
     "killed",
+    "slow",
     "strangers",
     "together",
 )

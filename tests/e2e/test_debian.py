@@ -18,6 +18,7 @@ import pytest
 from support import Firebuild
 
 pytestmark = [
+    pytest.mark.release,
     pytest.mark.root,
     pytest.mark.needs("userns", "mmdebstrap", "buildah"),
     pytest.mark.xdist_group("debian"),

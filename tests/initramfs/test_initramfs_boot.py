@@ -153,6 +153,7 @@ def test_other_devices_dhcp_lz4_and_a_clock_in_1970(
     assert last == "now"
 
 
+@pytest.mark.release
 def test_a_clock_that_is_ahead_is_set_back(machine: Machine, context: Path) -> None:
     report, happened = boot(
         replace(machine, rtc="2060-01-01T00:00:00"), context, ["RUN /bin/busybox date +%Y"]
@@ -188,6 +189,7 @@ def test_nobody_at_the_metadata_address_ends_the_machine(machine: Machine, conte
     assert "the metadata service at http://169.254.169.254 did not answer within 5 s" in report.message
 
 
+@pytest.mark.release
 def test_a_killed_vminit_leaves_a_clean_drive(machine: Machine, context: Path, tmp_path: Path) -> None:
     place = f"vminit/{sys.platlibdir}/python{sys.version_info.major}.{sys.version_info.minor}"
     source = b"import os\nopen('/image/begun', 'w').write('x' * 1000)\nos.kill(os.getpid(), 9)\n"
@@ -200,6 +202,7 @@ def test_a_killed_vminit_leaves_a_clean_drive(machine: Machine, context: Path, t
     assert len(read(machine.drive, "cat /begun")) == 1000
 
 
+@pytest.mark.release
 def test_a_panic_of_the_kernel_ends_the_machine(machine: Machine, context: Path, tmp_path: Path) -> None:
     init = file("init", b"#!/vminit/bin/python3 -IBS\nimport sys; sys.exit(1)\n", 0o755)
     changed = replace(machine, initramfs=overlaid(machine.initramfs, tmp_path / "initramfs", init))

@@ -177,7 +177,7 @@ def test_the_image_is_what_the_machine_left_on_its_drive(
 
 
 @pytest.mark.needs("debugfs")
-@pytest.mark.parametrize("options", [[], ["--keep-on-failure"]])
+@pytest.mark.parametrize("options", [[], pytest.param(["--keep-on-failure"], marks=pytest.mark.release)])
 def test_a_machine_that_keeps_its_drive_leaves_no_image(
     start: Start, tool: Tool, watched: WatchedFile, tmp_path: Path, firebuild: Firebuild, options: list[str]
 ) -> None:

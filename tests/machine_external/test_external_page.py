@@ -50,6 +50,7 @@ def programs(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.release
 @pytest.mark.root
 @pytest.mark.needs("userns")
 @pytest.mark.needs("curl")

@@ -193,6 +193,7 @@ def files_in(directory: Path) -> dict[str, str]:
     return found
 
 
+@pytest.mark.release
 @pytest.mark.needs("root", "tester", "newuidmap", "sqfstar", "mkfs.erofs")
 def test_stages_with_a_cache_and_a_secret_leave_the_same_bytes_wherever_and_by_whom_they_are_built(
     shared: Path, context: Path, configure: Any, tmp_path: Path, no_overlays: str, public_packages: str
@@ -340,6 +341,7 @@ def test_a_host_that_is_full_is_named_as_the_cause(
     assert "this host failed to write to a drive of the machine: is the disk of" in done.stdout + done.stderr
 
 
+@pytest.mark.release
 def test_a_machine_without_drivers_and_one_whose_kernel_panics_say_why(
     firebuild: Firebuild, context: Path, configure: Any, tmp_path: Path, kernel: Path
 ) -> None:

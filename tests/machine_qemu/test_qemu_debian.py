@@ -54,6 +54,7 @@ def make_tree(tree: Path) -> None:
     (tree / "dangling").symlink_to("gone")
 
 
+@pytest.mark.release
 @pytest.mark.root
 @pytest.mark.needs("mmdebstrap")
 def test_a_debian_without_python_becomes_the_same_as_on_the_machine_local(

@@ -39,10 +39,9 @@ def nothing_left(firebuild: Firebuild) -> bool:
 @pytest.mark.parametrize(
     ("key", "words"),
     [
-        ("c", "the machine's kernel gave up: sysrq triggered crash"),
-        ("i", "vminit was ended by SIGKILL"),
+        pytest.param("c", "the machine's kernel gave up: sysrq triggered crash", id="panic"),
+        pytest.param("i", "vminit was ended by SIGKILL", id="vminit-killed", marks=pytest.mark.release),
     ],
-    ids=["panic", "vminit-killed"],
 )
 def test_a_machine_whose_kernel_or_guest_dies_is_told(
     firebuild: Firebuild, configure: Any, key: str, words: str
@@ -55,6 +54,7 @@ def test_a_machine_whose_kernel_or_guest_dies_is_told(
     assert nothing_left(firebuild)
 
 
+@pytest.mark.release
 def test_a_full_drive_is_its_commands_affair_and_a_killed_machine_is_kept_as_a_failure(
     firebuild: Firebuild, configure: Any
 ) -> None:
@@ -95,6 +95,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
+@pytest.mark.release
 @pytest.mark.needs("root")
 def test_a_full_disk_of_this_host_is_told(small_disk: Path, configure: Any, tmp_path: Path) -> None:
     firebuild = Firebuild(small_disk / "home")

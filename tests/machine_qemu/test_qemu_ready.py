@@ -34,6 +34,7 @@ def test_a_server_answers_in_its_machine_before_the_image_is_stored(
     assert firebuild.leftovers() == []
 
 
+@pytest.mark.release
 def test_a_shell_in_the_machine_of_a_failed_step_ends_with_the_build(
     firebuild: Firebuild, configure: Any, context: Path
 ) -> None:

@@ -81,6 +81,7 @@ def test_the_command_has_the_machine_that_was_asked_for(firebuild: Firebuild, co
     assert firebuild.leftovers() == []
 
 
+@pytest.mark.release
 def test_a_crash_of_the_machine_is_said_and_nothing_stays_of_one_that_is_killed(
     firebuild: Firebuild, configure: Any
 ) -> None:

@@ -30,11 +30,29 @@ and (not slow and not without_fixtures
 or slow and (right_key or remark or unknown_setting or closing) or without_fixtures and json_schema)"""
 
 
-@pytest.fixture(scope="module")
-def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Verdicts:
+# All checks of the providers without a flaw; of the others what is to fail, and an eighth of what is not.
+SAMPLE = """\
+from zlib import crc32
+
+FAILING = {failing}
+
+def pytest_collection_modifyitems(items):
+    def is_wanted(item):
+        suite, check = item.parent.name.removeprefix("Test_"), item.originalname.removeprefix("test_")
+        failing = FAILING.get(suite)
+        return not failing or check in failing or crc32(item.nodeid.encode()) % 8 == 0
+
+    items[:] = filter(is_wanted, items)
+"""
+
+
+@pytest.fixture(scope="module", params=["some", pytest.param("all", marks=pytest.mark.release)])
+def verdicts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Verdicts:
     project = tmp_path_factory.mktemp("plugin")
     here = Path(__file__).parent
     shutil.copy(here / "suite_of_bad_providers.py", project / "test_conformance.py")
+    if request.param == "some":
+        (project / "conftest.py").write_text(SAMPLE.format(failing=EXPECTED))
     (project / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\nxfail_strict = true\n")
     options = ["-q", "--strict-markers", "-p", "no:cacheprovider", "--basetemp", str(project / "tmp")]
     environ = {
