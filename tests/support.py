@@ -6,6 +6,7 @@ import mmap
 import os
 import platform
 import re
+import resource
 import secrets
 import shutil
 import signal
@@ -14,10 +15,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from socketserver import BaseServer
 from typing import TYPE_CHECKING
 
 from firebuild_bootstrap.errors import BuildTimeout, GuestLost, StepFailed
@@ -92,6 +94,40 @@ def eventually(condition: Callable[[], object], seconds: float = 60.0) -> bool:
     while not (holds := condition()) and time.monotonic() < end:
         time.sleep(0.02)
     return bool(holds)
+
+
+@contextmanager
+def serving(server: BaseServer) -> Iterator[None]:
+    """Serve from a thread, and close the server, whatever happens meanwhile.
+
+    A server that is closed while its thread still serves takes a processor until the process ends: the number
+    of its descriptor is another file's by then.
+    """
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Take all descriptors that this process may still open, until the end."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.dup(0)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 20, hard))
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        yield
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def leftovers(home: Path, seconds: float = 10.0) -> list[str]:

@@ -7,6 +7,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from firebuild_bootstrap import wire
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.guest.agents import AgentSockets, Reply
 from firebuild_bootstrap.sshagent import KeyAgent, SocketAgent, SshAgent, reachable, read_agents
+from support import no_descriptors
 
 LIST = b"\x0b"
 FAILURE = b"\x05"
@@ -309,6 +311,19 @@ def test_the_guest_passes_on_whole_messages_and_one_of_a_client_at_a_time(tmp_pa
                     third.sendall(refused)
                     assert third.recv(1) == b""
     assert asked == [("a", b"12"), ("a", b"34"), ("a", largest), ("b", b"ab")]
+
+
+@pytest.mark.root
+def test_a_client_that_comes_while_there_is_no_descriptor_is_answered_later(tmp_path: Path) -> None:
+    with closing(AgentSockets(lambda _id, request, reply: reply(request))) as sockets:
+        sockets.add(f"{tmp_path}/a", MOUNT)
+        with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as client:
+            with no_descriptors():
+                first.connect(f"{tmp_path}/a")  # accept(2) takes a descriptor before it waits
+                client.connect(f"{tmp_path}/a")
+                time.sleep(0.3)
+            client.sendall(string(LIST))
+            assert receive(client, 5) == string(LIST)
 
 
 @pytest.mark.root

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
 from in_toto_attestation.v1.statement import Statement
 
 from cli.conftest import Cli
+from support import serving
 
 pytestmark = pytest.mark.needs("userns", "git")
 
@@ -46,10 +46,9 @@ def server(tmp_path: Path) -> Iterator[str]:
         ("-C", "../main.git", "update-server-info"),
     ):
         subprocess.run(["git", *words], cwd=work, check=True)
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(served))) as http:
-        Thread(target=http.serve_forever, daemon=True).start()
+    http = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(served)))
+    with serving(http):
         yield f"127.0.0.1:{http.server_port}"
-        http.shutdown()
 
 
 def provenance(cli: Cli, tag: str, *options: str) -> dict[str, Any]:

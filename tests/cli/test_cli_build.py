@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -33,6 +32,7 @@ from cli.conftest import Cli
 from firebuild_bootstrap.cli import stdin as stdin_module
 from firebuild_bootstrap.cli.app import app
 from firebuild_bootstrap.image.platforms import host_platform
+from support import serving
 
 pytestmark = pytest.mark.needs("userns")
 
@@ -630,12 +630,8 @@ def test_what_only_cached_steps_need_is_not_asked_for(host_cli: Cli, tmp_path: P
         "RUN --mount=type=secret,id=token,required test -s /run/secrets/token\n"
     )
     arguments = ("build", "-q", "-t", "needs", tmp_path / "context")
-    with server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with serving(server):
         host_cli(*arguments, "--secret", f"id=token,src={tmp_path}/file")
-        server.shutdown()
-        thread.join()
     host_cli(*arguments)
     failed = host_cli(*arguments, "--no-cache", status=2)
     assert "can't be downloaded" in failed.err

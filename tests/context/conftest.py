@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from firebuild_bootstrap.context import BuildContext, ContextResource
 from firebuild_bootstrap.dockerfile.graph import Files
 from firebuild_bootstrap.errors import Location
+from support import serving
 
 HERE = Location("Dockerfile", 5)
 BODY = b"downloaded " * 1000
@@ -134,19 +135,16 @@ class Server(ThreadingHTTPServer):
         pass
 
 
-def serving(tls: ssl.SSLContext | None = None) -> Iterator[Web]:
+def web_server(tls: ssl.SSLContext | None = None) -> Iterator[Web]:
     handler = type("Handler", (Handler,), {})
-    with Server(("127.0.0.1", 0), handler) as server:
-        if tls is not None:
-            # The handshake belongs to the handler, which closes the connection when it fails.
-            server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-        web = Web(f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}")
-        handler.web = web  # type: ignore[attr-defined]
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    server = Server(("127.0.0.1", 0), handler)
+    if tls is not None:
+        # The handshake belongs to the handler, which closes the connection when it fails.
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    web = Web(f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}")
+    handler.web = web  # type: ignore[attr-defined]
+    with serving(server):
         yield web
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +154,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def web() -> Iterator[Web]:
-    yield from serving()
+    yield from web_server()
 
 
 @pytest.fixture
@@ -182,4 +180,4 @@ def secure_web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]
     monkeypatch.setenv("SSL_CERT_FILE", str(pem))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem)
-    yield from serving(context)
+    yield from web_server(context)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
@@ -20,6 +19,7 @@ from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.solve.inputs import Inputs
 from firebuild_bootstrap.sshagent import read_agents
+from support import serving
 
 HERE = Location("Dockerfile", 2)
 _TIME = 1_600_000_000
@@ -105,10 +105,9 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("repositories")
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(directory))) as http:
-        Thread(target=http.serve_forever, daemon=True).start()
+    http = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(directory)))
+    with serving(http):
         yield Server(directory, http.server_port)
-        http.shutdown()
 
 
 @pytest.fixture

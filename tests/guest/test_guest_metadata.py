@@ -15,6 +15,7 @@ from firebuild_bootstrap.guest.errors import GuestError, InputError
 from firebuild_bootstrap.guest.main import main
 from firebuild_bootstrap.guest.metadata import MetadataClient
 from firebuild_bootstrap.mmds import DataStore, MetadataEmulator, MmdsVersion
+from support import serving
 
 DOCUMENT = {"LocalHostname": "box", "Env": {"A": "1"}}
 
@@ -114,12 +115,8 @@ class Faulty(http.server.BaseHTTPRequestHandler):
 def faulty() -> Iterator[http.server.HTTPServer]:
     server = http.server.HTTPServer(("127.0.0.1", 0), Faulty)
     server.seen = []  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(server):
+        yield server
 
 
 def ask(server: http.server.HTTPServer, *answers: tuple[int, bytes], timeout: float = 0.5) -> dict[str, Any]:

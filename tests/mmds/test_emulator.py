@@ -21,6 +21,7 @@ from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, DataStore, MetadataEmulator, MmdsVersion
 from firebuild_bootstrap.mmds import emulator as emulator_module
 from firebuild_bootstrap.mmds.protocol import BadRequest, MetadataService, parse_request
+from support import eventually, no_descriptors
 
 JSON = {"Accept": "application/json"}
 V1 = MmdsVersion.V1
@@ -319,6 +320,29 @@ def test_too_many_connections_are_closed_and_the_service_lives(serve: Any, folde
         except OSError:
             guest.http.close()
     pytest.fail("the service does not answer any more")
+
+
+def test_a_guest_that_comes_while_there_is_no_descriptor_is_answered_later(
+    serve: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+    accept = MetadataEmulator._accept
+
+    def counted(emulator: MetadataEmulator, listener: socket.socket) -> None:
+        nonlocal tries
+        tries += 1
+        accept(emulator, listener)
+
+    monkeypatch.setattr(MetadataEmulator, "_accept", counted)
+    serve(version=V1)
+    with socket.socket(socket.AF_UNIX) as client:
+        with no_descriptors():
+            client.connect(str(folder / "private" / "mmds.sock"))
+            assert eventually(lambda: tries >= 3)
+            time.sleep(0.25)
+            assert tries <= 6  # every 0.1 s, not again and again
+        client.sendall(b"GET /latest HTTP/1.1\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 200 ")
 
 
 def test_the_wipe_takes_the_credentials_out_and_nothing_else(serve: Any, store: DataStore) -> None:

@@ -27,12 +27,12 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any, Final
 
 import yaml
 
 from firebuild_bootstrap.image.config import ImageConfig
+from support import serving
 
 HERE: Final = Path(__file__).parent
 TIME: Final = 1_000_000_000  # of every file of which the case says nothing else
@@ -78,10 +78,9 @@ class Case:
             return
         lay(directory / "served", self.served)
         handler = partial(_Quiet, directory=str(directory / "served"))
-        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-            Thread(target=server.serve_forever, daemon=True).start()
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        with serving(server):
             yield {**self.args, "URL": f"http://127.0.0.1:{server.server_port}"}
-            server.shutdown()
 
 
 class _Quiet(SimpleHTTPRequestHandler):

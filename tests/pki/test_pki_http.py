@@ -21,6 +21,7 @@ from firebuild_pki.http import HTTPClient, HTTPFailure, TlsFault, audit_headers,
 from firebuild_pki.keys import generate_key, private_key_pem
 from firebuild_pki.provider import Profile
 from firebuild_pki.x509 import Validity, make_leaf, make_root, to_pem
+from support import serving
 
 SECRET = "token-of-the-backend"
 
@@ -67,14 +68,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def served(backend: Backend) -> Iterator[Backend]:
-    thread = threading.Thread(target=backend.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
+    with serving(backend):
         yield backend
-    finally:
-        backend.shutdown()
-        thread.join()
-        backend.server_close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from baoserver import JwtIssuer
+from support import serving
 
 AUDIENCE = "https://vault.example"
 
@@ -104,10 +104,7 @@ class Endpoint:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as in the base
                 pass
 
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-            self.port = server.server_address[1]
-            thread = threading.Thread(target=server.serve_forever)
-            thread.start()
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = server.server_port
+        with serving(server):
             yield self
-            server.shutdown()
-            thread.join()

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,7 +19,7 @@ from baoserver.auth import enable_jwt, write_policy
 from baoserver.pki import add_role, mount_pki
 from firebuild_bootstrap.home import Home
 from registry.servers import CA, Image, small_registry
-from support import BIN, REPO
+from support import BIN, REPO, serving
 
 
 class Counting(ThreadingHTTPServer):
@@ -58,12 +57,9 @@ class Passing(BaseHTTPRequestHandler):
 
 @contextmanager
 def counting(target: str) -> Iterator[Counting]:
-    with Counting(target) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
+    server = Counting(target)
+    with serving(server):
         yield server
-        server.shutdown()
-        thread.join()
 
 
 DOCKERFILE = """\

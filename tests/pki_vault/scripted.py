@@ -6,13 +6,14 @@ import io
 import json
 import socket
 import struct
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
+
+from support import serving
 
 Slow = Literal["head", "headers", "body"]
 
@@ -120,14 +121,9 @@ class _Handler(BaseHTTPRequestHandler):
 def scripted(*replies: Reply | tuple[int, object]) -> Iterator[Scripted]:
     """Run a scripted server."""
     made = [reply if isinstance(reply, Reply) else Reply(*reply) for reply in replies]
-    with Scripted(*made) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    server = Scripted(*made)
+    with serving(server):
+        yield server
 
 
 @dataclass

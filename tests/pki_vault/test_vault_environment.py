@@ -19,6 +19,7 @@ import pytest
 from baoserver import create_token
 from firebuild_pki import Authority, CAError
 from pki_vault.tools import ENVIRON, Backend, approle
+from support import serving
 
 pytestmark = pytest.mark.needs("bao")
 
@@ -83,16 +84,11 @@ class TunnelServer(socketserver.ThreadingTCPServer):
 @pytest.fixture
 def tunnel(tls_backend: Backend) -> Iterator[tuple[str, list[str]]]:
     """Address of a proxy in front of the server with TLS, and what it was asked."""
-    with TunnelServer(("127.0.0.1", 0), Tunnel) as server:
-        server.asked = []  # type: ignore[attr-defined]
-        server.target = ("127.0.0.1", int(tls_backend.api.address.rpartition(":")[2]))  # type: ignore[attr-defined]
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}", server.asked  # type: ignore[attr-defined]
-        finally:
-            server.shutdown()
-            thread.join()
+    server = TunnelServer(("127.0.0.1", 0), Tunnel)
+    server.asked = []  # type: ignore[attr-defined]
+    server.target = ("127.0.0.1", int(tls_backend.api.address.rpartition(":")[2]))  # type: ignore[attr-defined]
+    with serving(server):
+        yield f"http://127.0.0.1:{server.server_address[1]}", server.asked  # type: ignore[attr-defined]
 
 
 def through(backend: Backend, environ: Mapping[str, str]) -> Authority:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from baoserver import Api, JwtIssuer, create_token, enable_cert_auth, enable_jwt
 from firebuild_pki import Authority, CAError, ProviderError, SettingsError
 from pki_vault.tools import APPROLE, ENVIRON, Backend, ClientCertificate, approle, raises
+from support import serving
 
 pytestmark = pytest.mark.needs("bao")
 
@@ -245,15 +245,10 @@ def service_account() -> Iterator[tuple[str, str]]:
         "sub": "system:serviceaccount:ci:builder",
     }
     token = JwtIssuer("kubernetes/serviceaccount").token(**claims)
-    with ThreadingHTTPServer(("127.0.0.1", 0), TokenReview) as server:
-        server.known = token  # type: ignore[attr-defined]
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}", token
-        finally:
-            server.shutdown()
-            thread.join()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), TokenReview)
+    server.known = token  # type: ignore[attr-defined]
+    with serving(server):
+        yield f"http://127.0.0.1:{server.server_address[1]}", token
 
 
 def test_the_service_account_of_a_pod_logs_in(

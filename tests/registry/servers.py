@@ -22,6 +22,7 @@ from firebuild_bootstrap.image.platforms import Platform
 from firebuild_pki import Profile
 from firebuild_pki.keys import generate_key, private_key_pem
 from firebuild_pki.x509 import Validity, make_leaf, make_root, to_pem
+from support import serving
 
 USER, PASSWORD = "user", "secret-of-the-registry"
 AUTH = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
@@ -298,14 +299,9 @@ class Small(ThreadingHTTPServer):
 
 @contextmanager
 def small_registry(tls: ssl.SSLContext | None) -> Iterator[Small]:
-    with Small(tls) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    server = Small(tls)
+    with serving(server):
+        yield server
 
 
 def once(path: str, act: Callable[[Handler], None], *, times: int = 1) -> Behaviour:

@@ -10,15 +10,18 @@ import os
 import queue
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing, suppress
-from typing import Protocol
+from typing import Final, Protocol
 
 from firebuild_bootstrap import wire
 
 from .errors import GuestError
 
 Reply = Callable[[bytes], object]
+_ACCEPT_PAUSE: Final = 0.1
+"""Seconds until the next is accepted where one could not be."""
 
 
 class Ask(Protocol):
@@ -94,18 +97,23 @@ class AgentSockets:
         thread.start()
 
     def _accept(self, listener: socket.socket, identifier: str) -> None:
-        with suppress(OSError):  # it is closed
-            while True:
+        while True:
+            try:
                 client, _ = listener.accept()
-                self._room.acquire()
-                replies: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-                with self._lock:
-                    if self._closed:
-                        client.close()
-                        return
-                    self._clients[client] = replies
-                    self._threads = [thread for thread in self._threads if thread.is_alive()]
-                    self._start(self._serve, client, identifier, replies)
+            except OSError:  # closed; or who came has gone, or no descriptor is left for now (accept(2))
+                if self._closed:
+                    return
+                time.sleep(_ACCEPT_PAUSE)
+                continue
+            self._room.acquire()
+            replies: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+            with self._lock:
+                if self._closed:
+                    client.close()
+                    return
+                self._clients[client] = replies
+                self._threads = [thread for thread in self._threads if thread.is_alive()]
+                self._start(self._serve, client, identifier, replies)
 
     def _serve(
         self, client: socket.socket, identifier: str, replies: queue.SimpleQueue[bytes | None]
