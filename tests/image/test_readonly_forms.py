@@ -122,6 +122,47 @@ def test_erofs_is_written_from_an_archive_where_the_program_reads_one(
     assert times == ["0.000000121", "0.000000123", None]
 
 
+@pytest.mark.parametrize(
+    ("says", "cuts"),
+    [("1.7.1", True), ("1.8", True), ("1.8.4", True), ("1.8.5", False), ("1.8.10", False), ("1.9", False)],
+)
+def test_a_name_whose_end_a_program_would_cut_off_is_an_error(
+    says: str, cuts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin/mkfs.erofs"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\n[ $1 != --version ] || {{ echo "mkfs.erofs (erofs-utils) {says}"; exit; }}\ncat > "$4"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    (tmp_path / "tree/d").mkdir(parents=True)
+    (tmp_path / "tree/d" / ("n" * 254)).touch()
+    make_readonly("erofs", str(tmp_path / "tree"), str(tmp_path / "short"), None)
+    (tmp_path / "tree/d" / ("é" * 127 + "n")).touch()
+    if not cuts:
+        make_readonly("erofs", str(tmp_path / "tree"), str(tmp_path / "long"), None)
+        assert (tmp_path / "long").stat().st_size
+        return
+    with pytest.raises(LayerError, match=r"/d/é+n… has 255 bytes, and mkfs\.erofs 1\.[78]") as caught:
+        make_readonly("erofs", str(tmp_path / "tree"), str(tmp_path / "long"), None)
+    assert "1.8.5 or newer" in caught.value.hint
+    assert not (tmp_path / "long").exists()
+
+
+@pytest.mark.needs("mkfs.erofs")
+def test_a_name_of_255_bytes_is_whole_in_erofs_or_an_error(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / ("n" * 255)).touch()
+    if readonly._erofs_version() < (1, 8, 5):
+        with pytest.raises(LayerError, match=r"the name of /n+… has 255 bytes"):
+            make_readonly("erofs", str(tmp_path / "tree"), str(tmp_path / "e"), None)
+        return
+    make_readonly("erofs", str(tmp_path / "tree"), str(tmp_path / "e"), None)
+    command = ["dump.erofs", "--ls", "--path=/", str(tmp_path / "e")]
+    assert "n" * 255 in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.needs("userns", "mkfs.erofs", "sqfstar")
 def test_owners_that_only_are_marks_come_out_as_they_should(tmp_path: Path, make_tar: MakeTar) -> None:
     alone = Trees(Sandbox(single(Host.current(), "")))

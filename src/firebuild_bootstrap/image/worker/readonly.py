@@ -23,6 +23,8 @@ PROGRAMS: Final = {"erofs": ("mkfs.erofs", "erofs-utils"), "squashfs": ("sqfstar
 """The program that writes a form, and Debian's package of it."""
 _SYSTEM: Final = ("/usr/sbin", "/sbin")  # not on everybody's PATH
 _TAKES_TAR: Final = (1, 7)  # from this version on mkfs.erofs reads whole tar archives
+_WHOLE_NAMES: Final = (1, 8, 5)  # before it mkfs.erofs cuts off the last byte of the longest names
+_LONGEST_NAME: Final = 255
 _MOST_SAID: Final = 64 * 1024
 _SECOND: Final = 10**9
 _YOUNGEST: Final = (1 << 32) - 1  # squashfs counts seconds from 1970 in 32 bits
@@ -54,6 +56,8 @@ def _erofs(root: str, image: str, newest: int | None) -> None:
     for entry, _ in tree_entries(root, newest=newest):
         if version < _TAKES_TAR:
             _check_owner(entry, _status(root, entry.path, version), version)
+        if version < _WHOLE_NAMES:
+            _check_name(entry, version)
         found.update(encode(entry, entry.stored)[0])
         last = max(last, -(-entry.mtime_ns // _SECOND))
     command = ["mkfs.erofs", "--quiet", "-U", str(UUID(bytes=content_uuid(found.digest()))), image]
@@ -76,14 +80,24 @@ def _erofs_readable(entry: Entry) -> Entry:
     return entry._replace(regions=None, mtime_ns=entry.mtime_ns + late)
 
 
-def _erofs_version() -> tuple[int, int]:
+def _erofs_version() -> tuple[int, int, int]:
     """Return the version of mkfs.erofs; the first ones know no --version, and tell it with their usage."""
     said = _run(["mkfs.erofs", "--version"], {}, fails=True)
-    version = re.search(r"\b([0-9]+)\.([0-9]+)", said)
-    return (int(version[1]), int(version[2])) if version else (0, 0)
+    version = re.search(r"\b([0-9]+)\.([0-9]+)(?:\.([0-9]+))?", said)
+    return (int(version[1]), int(version[2]), int(version[3] or 0)) if version else (0, 0, 0)
 
 
-def _status(root: str, path: str, version: tuple[int, int]) -> os.stat_result:
+def _check_name(entry: Entry, version: tuple[int, int, int]) -> None:
+    name = os.fsencode(entry.path).rpartition(b"/")[2]
+    if len(name) >= _LONGEST_NAME:
+        raise LayerError(
+            f"the name of /{entry.path[:200]}… has {_LONGEST_NAME} bytes, and mkfs.erofs "
+            f"{'.'.join(map(str, version))} cuts off the last",
+            "install erofs-utils 1.8.5 or newer, or write squashfs or ext4",
+        )
+
+
+def _status(root: str, path: str, version: tuple[int, int, int]) -> os.stat_result:
     try:
         return os.lstat(f"{root}/{path}")
     except OSError as error:
@@ -95,7 +109,7 @@ def _status(root: str, path: str, version: tuple[int, int]) -> os.stat_result:
         ) from error
 
 
-def _check_owner(entry: Entry, status: os.stat_result, version: tuple[int, int]) -> None:
+def _check_owner(entry: Entry, status: os.stat_result, version: tuple[int, int, int]) -> None:
     """Insist that a file has the owner on the disk that it is to have, where it is taken from there."""
     if (entry.uid, entry.gid) != (status.st_uid, status.st_gid):
         raise LayerError(
