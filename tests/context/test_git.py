@@ -229,6 +229,41 @@ def test_a_repository_that_is_not_there_is_an_error_without_its_password(
     assert "s3cret" not in str(caught.value)
 
 
+def test_what_ssh_says_is_the_reason(
+    context: BuildContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Git writes four lines below it, which end in "and the repository exists."."""
+    (tools := tmp_path / "tools").mkdir()
+    (tools / "ssh").write_text(
+        "#!/bin/sh\nprintf 'git@host: Permission denied (publickey).\\r\\n' >&2\nexit 255\n"
+    )
+    (tools / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=":")
+    with pytest.raises(InputError) as caught:
+        sent(context, GitTree("git@host:team/app.git"))
+    assert caught.value.message.endswith("can't be fetched: git@host: Permission denied (publickey).")
+    assert caught.value.hint is not None
+    assert "--ssh default" in caught.value.hint
+    (tools / "ssh").write_text("#!/bin/sh\nexit 255\n")
+    with pytest.raises(InputError, match=r"fetched: Could not read from remote repository\.\n"):
+        sent(context, GitTree("git@host:team/app.git"))
+
+
+def test_a_submodule_that_can_not_be_fetched_is_named_with_the_reason(
+    server: Server, context: BuildContext
+) -> None:
+    work = server.directory / "with-module"
+    git(server.directory, "clone", "--quiet", "main", "with-module")
+    git(work, "config", "--file", ".gitmodules", "submodule.m.url", "../nowhere.git")
+    git(work, "commit", "--quiet", "--all", "--message", "m")
+    git(server.directory, "clone", "--quiet", "--bare", "with-module", "with-module.git")
+    git(server.directory / "with-module.git", "update-server-info")
+    with pytest.raises(InputError) as caught:
+        sent(context, GitTree(server.url.replace("main", "with-module")))
+    assert "with-module.git can't be fetched: Failed to clone 'm' a second time" in caught.value.message
+    assert "/nowhere.git/' not found" in caught.value.message
+
+
 def test_files_of_this_host_are_no_repository(server: Server, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="transport 'file' not allowed"):
         clone(GitTree(f"file://{tmp_path}"), tmp_path, location=None, limits=FetchLimits())

@@ -69,6 +69,9 @@ _ENVIRONMENT: Final[Mapping[str, str]] = {
 
 _LONGEST_WORDS: Final = 4000  # git cuts what it says, with a path in it, at 4096 bytes
 
+# What git says where ssh failed, whose words are in the line before; the lines behind it are general advice.
+_SSH_FAILED: Final = "Could not read from remote repository."
+
 _SMALLER: Final = "name a smaller repository, or clone what is needed of it into the build context"
 
 
@@ -434,12 +437,12 @@ class _Clone:
             last = (said.splitlines() or [f"git {words[0]} failed"])[-1].removeprefix("fatal: ")
             if os.strerror(errno.ENAMETOOLONG) in last or len(last) > _LONGEST_WORDS:
                 raise self._error(f"a path in it is too long for Linux: {one_line(last, 200)}")
-            last = one_line(last, 300)
             if "out of memory" in said.lower():
+                last = one_line(last, 300)
                 raise self._error(
                     f"git may have {human_size(self._limits.memory)} of memory: {last}", _SMALLER
                 )
-            raise self._error(last, kind=_GitError)
+            raise self._error(one_line(_reason(said) or last, 300), _ssh_hint(said), _GitError)
         return done.stdout.decode("utf-8", "replace").strip()
 
     def _watch(self) -> None:
@@ -466,3 +469,22 @@ class _Clone:
 
     def _error(self, why: str, hint: str | None = None, kind: type[InputError] = InputError) -> InputError:
         return kind(f"{self._shown} can't be fetched: {why}", hint=hint, location=self._location)
+
+
+def _reason(said: str) -> str:
+    """Return why git failed: its first fatal error, as all others come of that, or what ssh says of it."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    fatal = [at for at, line in enumerate(lines) if line.startswith("fatal: ")]
+    if not fatal:
+        return lines[-1] if lines else ""
+    cause = lines[fatal[0]].removeprefix("fatal: ")
+    if cause == _SSH_FAILED and fatal[0]:
+        cause = lines[fatal[0] - 1]
+    last = lines[-1].removeprefix("fatal: ")  # of a submodule: which one
+    return f"{last}: {cause}" if last.startswith("Failed to ") and last != cause else cause
+
+
+def _ssh_hint(said: str) -> str | None:
+    if _SSH_FAILED not in said:
+        return None
+    return "`--ssh default` gives git an SSH agent, and ~/.ssh/known_hosts has to have the host's key"
