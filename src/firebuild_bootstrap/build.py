@@ -268,6 +268,7 @@ class _Build:
             downloads=self._directory,
             tasks=self._home.tasks,
             agent=agent,
+            place=request.context_place,
         )
         contexts = {"": cleanup.enter_context(context)}
         for name, source in request.build_contexts.items():

@@ -14,7 +14,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from firebuild_bootstrap.context.entries import Entry
+from firebuild_bootstrap.context.entries import ContextPlace, Entry
 from firebuild_bootstrap.dockerfile import DockerfileSource
 from firebuild_bootstrap.dockerfile.graph import GitTree, ImageRef
 from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError, Location
@@ -46,6 +46,7 @@ class BuildRequest:
         dockerfile: path of the Dockerfile; beside it `<name>.dockerignore` may lie.
         source: the Dockerfile itself and what to call it in messages, if it is not to be read from that path.
         context: directory that COPY and ADD read from.
+        context_place: what messages call it, if not by its path.
         build_contexts: what stands for images and stages of these names.
         tag: what to store the image as.
         also_tagged: more names to store it under.
@@ -76,6 +77,7 @@ class BuildRequest:
     dockerfile: Path
     source: DockerfileSource | None = None
     context: Path
+    context_place: ContextPlace | None = None
     build_contexts: Mapping[str, BuildContextSource] = field(default_factory=dict)
     tag: Reference
     also_tagged: tuple[Reference, ...] = ()

@@ -274,6 +274,44 @@ def test_anything_else_from_standard_input_is_a_dockerfile(cli: Cli, stdin: Call
     assert nothing_is_left(cli)
 
 
+def test_what_is_not_in_a_context_from_standard_input_is_told_without_where_it_was_unpacked(
+    cli: Cli, stdin: Callable[[bytes], None]
+) -> None:
+    stdin(archive(Dockerfile="FROM scratch\nCOPY two /\n", one="1"))
+    done = cli("build", "-", status=2)
+    assert done.first == "error: Dockerfile:2: 'two' is not in the build context on standard input"
+    assert "in '.' there is: Dockerfile, one" in done.err
+    stdin(b"FROM scratch\nCOPY two /\n")
+    done = cli("build", "-", status=2)
+    assert done.first.startswith("error: -:2: 'two' is not in the build context, which is empty where the ")
+    assert "`firebuild build -f - DIRECTORY`" in done.err
+    assert nothing_is_left(cli)
+
+
+def test_a_dockerfile_may_be_written_small_where_there_is_no_other(
+    cli: Cli, stdin: Callable[[bytes], None], tmp_path: Path
+) -> None:
+    """As BuildKit has it, and as nobody notices whose file system does not tell the two apart."""
+    (web := tmp_path / "web").mkdir()
+    (web / "dockerfile").write_text(SCRATCH)
+    (web / "dockerfile.dockerignore").write_text("two\n")
+    (web / "two").touch()
+    for arguments in ([str(web)], ["-f", str(web / "Dockerfile"), str(web)]):
+        cli("build", "-t", "t", *TAR, *arguments)
+        assert files(cli, "t") == ["dockerfile", "dockerfile.dockerignore"]
+    (web / "Dockerfile").write_text(SCRATCH + "LABEL large=\n")
+    cli("build", "-t", "t", *TAR, str(web))
+    assert "two" in files(cli, "t")
+    stdin(archive(**{"web/dockerfile": SCRATCH + "COPY none /\n"}))
+    done = cli("build", "-f", "web/Dockerfile", "-", status=2)
+    assert done.first.startswith("error: web/dockerfile:3: 'none' is not in")
+    (web / "dockerfile").unlink()
+    (web / "Dockerfile").rename(web / "Containerfile")
+    done = cli("build", str(web), status=2)
+    assert done.first.endswith("Dockerfile: the Dockerfile can't be read: No such file or directory")
+    assert f"{web}/Containerfile is there" in done.err
+
+
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [

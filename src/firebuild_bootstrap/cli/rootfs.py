@@ -505,6 +505,7 @@ def _request(
         dockerfile=source.dockerfile,
         source=source.source,
         context=source.context,
+        context_place=source.context_place,
         build_contexts=_build_contexts(options.build_contexts, home),
         tag=wanted.tags[0],
         also_tagged=wanted.tags[1:],

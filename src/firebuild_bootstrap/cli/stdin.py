@@ -18,6 +18,7 @@ from typing import Final
 import click
 
 from firebuild_bootstrap.context.archive import is_archive
+from firebuild_bootstrap.context.entries import ContextPlace
 from firebuild_bootstrap.context.root import ContextRoot
 from firebuild_bootstrap.dockerfile import DockerfileSource
 from firebuild_bootstrap.errors import InputError, Location, MachineError
@@ -37,6 +38,12 @@ _BLOCK: Final = 512
 _POLL_SECONDS: Final = 0.2
 _STDIN: Final = 0
 _STDIN_NAME: Final = "-"
+_DOCKERFILE: Final = "Dockerfile"
+_ON_STDIN: Final = ContextPlace(" on standard input")
+_NONE: Final = ContextPlace(
+    ", which is empty where the Dockerfile comes from standard input",
+    "`firebuild build -f - DIRECTORY` reads a Dockerfile from there for a directory",
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class Given:
     context: Path
     dockerfile: Path
     source: DockerfileSource | None = None
+    context_place: ContextPlace | None = None
 
 
 @contextmanager
@@ -55,7 +63,7 @@ def given(context: str, dockerfile: str | None, home: Home) -> Iterator[Given]:
     Args:
         context: a directory, or `-`.
         dockerfile: a file, `-`, or None for `Dockerfile` in the context; with a context from standard input,
-            a path in it.
+            a path in it. Where there is no `Dockerfile`, `dockerfile` is meant, as in BuildKit.
         home: where an archive is unpacked; nothing of it is left behind.
 
     Raises:
@@ -68,7 +76,11 @@ def given(context: str, dockerfile: str | None, home: Home) -> Iterator[Given]:
             text = b"".join(_pieces(home.check, _DOCKERFILE_LIMIT, "the Dockerfile"))
             yield Given(directory, Path(_STDIN_NAME), _source(text))
         else:
-            yield Given(directory, directory / "Dockerfile" if dockerfile is None else Path(dockerfile))
+            path = directory / _DOCKERFILE if dockerfile is None else Path(dockerfile)
+            if path.name == _DOCKERFILE and not os.path.lexists(path):
+                lower = path.with_name(_DOCKERFILE.lower())
+                path = lower if os.path.lexists(lower) else path
+            yield Given(directory, path)
         return
     if dockerfile == _STDIN_NAME:
         raise InputError("the build context and the Dockerfile can't both come from standard input")
@@ -82,7 +94,7 @@ def given(context: str, dockerfile: str | None, home: Home) -> Iterator[Given]:
             archive = is_archive(file)
         if archive:
             _unpack(kept, unpacked, home)
-            yield _inside(unpacked, dockerfile or "Dockerfile")
+            yield _inside(unpacked, dockerfile or _DOCKERFILE)
             return
         if dockerfile is not None:
             raise InputError(
@@ -94,7 +106,7 @@ def given(context: str, dockerfile: str | None, home: Home) -> Iterator[Given]:
                 "standard input holds neither a tar archive nor a Dockerfile",
                 hint="`tar -c . | firebuild build -` sends a build context",
             )
-        yield Given(unpacked, Path(_STDIN_NAME), _source(kept.read_bytes()))
+        yield Given(unpacked, Path(_STDIN_NAME), _source(kept.read_bytes()), _NONE)
 
 
 def _pieces(check: Callable[[], None], limit: int, what: str) -> Iterator[bytes]:
@@ -127,7 +139,14 @@ def _inside(context: Path, name: str) -> Given:
     """Read the Dockerfile of an archive, whose links must not lead to the files of this host."""
     root = ContextRoot(context)
     try:
-        node = root.resolve(name.split("/"), lambda _: True)
+        try:
+            node = root.resolve(name.split("/"), lambda _: True)
+        except FileNotFoundError:
+            *above, last = name.split("/")
+            if last != _DOCKERFILE:
+                raise
+            node = root.resolve([*above, last.lower()], lambda _: True)
+            name = node.path
         if not stat.S_ISREG(node.status.st_mode):
             raise InputError("the Dockerfile is not a regular file", location=Location(name))
         with root.open(node.parts) as file:
@@ -146,7 +165,7 @@ def _inside(context: Path, name: str) -> Given:
             raise InputError(
                 f"{ignore.relative_to(context)} of the build context on standard input is not a regular file"
             )
-    return Given(context, dockerfile, source)
+    return Given(context, dockerfile, source, _ON_STDIN)
 
 
 def _unpack(archive: Path, into: Path, home: Home) -> None:

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from firebuild_bootstrap.context.entries import (
+    ContextPlace,
     ContextResource,
     Entry,
     FetchLimits,
@@ -85,6 +86,7 @@ class FileTree:
         self._files = root
         self.label = label
         self._where = f" {root.path}" if isinstance(root, ContextRoot) else ""
+        self._absent: str | None = None
         self._rules = rules or IgnoreRules()
         self._keeps_owners = keeps_owners
         self._downloads = downloads
@@ -295,6 +297,8 @@ class FileTree:
         return node
 
     def _hint(self, parts: Parts, tree: Tree) -> str | None:
+        if self._absent is not None:
+            return self._absent
         if tree.rules.ignores("/".join(parts)):
             return f"{tree.rules.name} excludes it"
         for length in range(len(parts)):
@@ -328,6 +332,7 @@ class BuildContext(FileTree):
         tasks: receives the progress of downloads.
         agent: the SSH agent of git; that of the environment by default.
         commit: of the repository that it is a part of; empty where it is a directory of this machine.
+        place: what messages say instead of the path of the directory.
 
     Raises:
         InputError: the directory or the ignore file can't be read, or a pattern in it is malformed.
@@ -345,6 +350,7 @@ class BuildContext(FileTree):
         tasks: Tasks | None = None,
         agent: SshAgent | None = None,
         commit: str = "",
+        place: ContextPlace | None = None,
     ) -> None:
         super().__init__(
             ContextRoot(root),
@@ -359,6 +365,9 @@ class BuildContext(FileTree):
         )
         self.root = root
         self.commit = commit
+        if place is not None:
+            self._where = place.where
+            self._absent = place.hint
 
 
 def _clone(

@@ -368,3 +368,16 @@ def heredoc_group(source: Heredoc, mtime_ns: int) -> Group:
         open=lambda: io.BytesIO(content),
     )
     return Group(source.name, lambda: iter((entry,)))
+
+
+@dataclass(frozen=True)
+class ContextPlace:
+    """What messages say of a context whose directory its user does not know.
+
+    Args:
+        where: behind "the build context".
+        hint: where something is not in it; None to tell what is.
+    """
+
+    where: str
+    hint: str | None = None

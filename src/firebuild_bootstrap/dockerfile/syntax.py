@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import field
@@ -49,6 +50,11 @@ _PARSER_PREFIX: Final = re.compile(r"Dockerfile parse error(?: on line \d+)?: ")
 _UNKNOWN: Final = re.compile(r"unknown instruction: (.*)", re.DOTALL)
 
 
+def _instead(missing: Path) -> str:
+    other = missing.parent / "Containerfile"  # as buildah and podman look for it
+    return f": {other} is there" if missing.name == "Dockerfile" and os.path.lexists(other) else ""
+
+
 @dataclass(frozen=True)
 class DockerfileSource:
     """A Dockerfile's text, and what to call it in messages."""
@@ -69,7 +75,7 @@ class DockerfileSource:
         except OSError as error:
             raise InputError(
                 f"the Dockerfile can't be read: {error.strerror}",
-                hint="name it with --dockerfile",
+                hint="name it with --dockerfile" + _instead(path),
                 location=Location(str(path)),
             ) from error
         return cls.decode(str(path), content)
