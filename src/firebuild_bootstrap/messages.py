@@ -118,6 +118,7 @@ def _encode_attach(attach: wire.Attach) -> pb.Attach:
         init=attach.init,
         identity=None if attach.identity is None else _encode_identity(attach.identity),
         probed=attach.probed,
+        volumes=attach.volumes,
     )
 
 
@@ -145,6 +146,7 @@ def _decode_attach(attach: pb.Attach) -> wire.Attach:
         init=attach.init,
         identity=_decode_identity(attach.identity) if attach.HasField("identity") else None,
         probed=attach.probed,
+        volumes=tuple(_text("volume", path) for path in attach.volumes),
     )
 
 

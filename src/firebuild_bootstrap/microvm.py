@@ -116,6 +116,7 @@ def _command(image: StoredImage) -> dict[str, Any]:
         "user": config.user or "0:0",
         "hostname": "microvm",
         "stop_signal": stop_signal(config),
+        "volumes": config.volumes,
     }
 
 

@@ -295,7 +295,7 @@ class _Run:
     def _command(self, config: ImageConfig) -> RunCommand:
         request = self._request
         argv = command_of(request, config)
-        attach = request.attach
+        attach = replace(request.attach, volumes=config.volumes)
         if request.identity is not None:
             probed = bool(request.identity.command)
             attach = replace(attach, identity=request.identity.files, probed=probed or attach.probed)

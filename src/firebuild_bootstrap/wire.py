@@ -217,6 +217,7 @@ class Attach:
         init: it is process 1, with all rights that the root of the machine has.
         identity: the files that say who its machine is.
         probed: other commands are executed beside it, to see how it is.
+        volumes: directories that are made for it where there is nothing.
     """
 
     input: bool = False
@@ -227,6 +228,7 @@ class Attach:
     init: bool = False
     identity: IdentityFiles | None = None
     probed: bool = False
+    volumes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,6 +66,18 @@ def test_the_image_and_the_options_say_what_is_executed(host_cli: Cli, image: st
     assert host_cli.leftovers() == []
 
 
+def test_the_directory_of_a_volume_is_there_even_if_the_image_has_none(host_cli: Cli) -> None:
+    Path("Dockerfile").write_text(
+        "FROM host\nRUN mkdir /own && echo kept > /own/file && chmod 700 /own && echo > /plain\n"
+        "VOLUME /a/made /own relative /plain\n"
+    )
+    host_cli("build", "-t", "volumes", "--quiet", ".")
+    words = "echo > /a/made/file; ls -ldn /a/made /own /relative | cut -c -14; cat /own/file; echo > /plain"
+    done = host_cli("run", "volumes", "/bin/sh", "-ec", words)
+    assert done.out.splitlines() == ["drwxr-xr-x 2 0", "drwx------ 2 0", "drwxr-xr-x 2 0", "kept"]
+    assert host_cli("run", "--read-only", "volumes", "/bin/sh", "-c", "cd /a/made && pwd").out == "/a/made\n"
+
+
 def test_entrypoint_and_command_are_combined_as_docker_does() -> None:
     config = ImageConfig(entrypoint=("a",), cmd=("b",))
     assert command_of(RunRequest(image="i"), config) == ("a", "b")

@@ -262,7 +262,7 @@ class Run(_message.Message):
     def __init__(self, step: _Optional[_Union[Step, _Mapping]] = ..., argv: _Optional[_Iterable[str]] = ..., env: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ..., args: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ..., script: _Optional[str] = ..., mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ..., network: _Optional[str] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., pauses: _Optional[bool] = ...) -> None: ...
 
 class Attach(_message.Message):
-    __slots__ = ("input", "terminal", "window", "read_only", "identity", "init", "probed")
+    __slots__ = ("input", "terminal", "window", "read_only", "identity", "init", "probed", "volumes")
     INPUT_FIELD_NUMBER: _ClassVar[int]
     TERMINAL_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
@@ -270,6 +270,7 @@ class Attach(_message.Message):
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     INIT_FIELD_NUMBER: _ClassVar[int]
     PROBED_FIELD_NUMBER: _ClassVar[int]
+    VOLUMES_FIELD_NUMBER: _ClassVar[int]
     input: bool
     terminal: bool
     window: Window
@@ -277,7 +278,8 @@ class Attach(_message.Message):
     identity: IdentityFiles
     init: bool
     probed: bool
-    def __init__(self, input: _Optional[bool] = ..., terminal: _Optional[bool] = ..., window: _Optional[_Union[Window, _Mapping]] = ..., read_only: _Optional[bool] = ..., identity: _Optional[_Union[IdentityFiles, _Mapping]] = ..., init: _Optional[bool] = ..., probed: _Optional[bool] = ...) -> None: ...
+    volumes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, input: _Optional[bool] = ..., terminal: _Optional[bool] = ..., window: _Optional[_Union[Window, _Mapping]] = ..., read_only: _Optional[bool] = ..., identity: _Optional[_Union[IdentityFiles, _Mapping]] = ..., init: _Optional[bool] = ..., probed: _Optional[bool] = ..., volumes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class IdentityFiles(_message.Message):
     __slots__ = ("names", "owner", "mode", "csr")

@@ -95,7 +95,7 @@ def read_command(path: str = COMMAND) -> tuple[wire.RunCommand, str, int]:
             env=dict(said["env"]),
             workdir=said["workdir"],
             user=said["user"],
-            attach=wire.Attach(input=True, terminal=True),
+            attach=wire.Attach(input=True, terminal=True, volumes=tuple(said.get("volumes", ()))),
         )
         return command, said["hostname"], int(said["stop_signal"])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -223,6 +223,9 @@ class Executor:
 
     def _run(self, command: wire.RunCommand) -> None:
         identity = self._users.identity(command.user)
+        for path in command.attach.volumes if command.attach is not None else ():
+            with suppress(OSError):  # what is there instead is the image's affair
+                self._root.make_directory(wire.absolute("/", path), Metadata((0, 0)), parents=(0, 0))
         self._make_workdir(command, (0, 0))
 
         def output(stream: Stream, data: bytes) -> None:
