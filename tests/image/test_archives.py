@@ -131,6 +131,7 @@ OCI_LAYOUT = ("oci-layout", "index.json", "blobs/")
         (OCI_LAYOUT, r"an OCI image layout \(oci-layout, index.json, blobs\)"),
         (("./oci-layout", "./blobs/"), "an OCI image layout"),
         (("manifest.json", "abc/"), "an image as `docker save` writes it"),
+        (("manifest.json", "version", "abc"), "an image as skopeo writes it into a directory"),
     ],
 )
 def test_an_image_with_layers_is_recognised(make_tar: MakeTar, names: tuple[str, ...], kind: str) -> None:

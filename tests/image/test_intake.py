@@ -283,6 +283,10 @@ HOSTILE = {
         "expected the path of a file in the archive",
     ),
     "a docker archive of texts": ({"manifest.json": b'["x"]'}, "expected an object for each image"),
+    "a directory of skopeo": (
+        {"manifest.json": b'{"schemaVersion": 2}'},
+        r"as skopeo and podman write it into a dir",
+    ),
     "a docker archive of no list": ({"manifest.json": b"{}"}, "expected a list of at most 1024 images"),
     "layers that are no list": (
         ONE.docker() | {"manifest.json": b'[{"Config": "config.json", "Layers": {}}]'},

@@ -98,6 +98,10 @@ def refuse_container_image(source: Path, names: Set[str]) -> None:
     kinds = (
         ({"oci-layout", "index.json"}, "an OCI image layout (oci-layout, index.json, blobs)"),
         ({"oci-layout", "blobs"}, "an OCI image layout (oci-layout, blobs)"),
+        (
+            {"manifest.json", "version"},
+            "an image as skopeo writes it into a directory (manifest.json, version)",
+        ),
         ({"manifest.json"}, "an image as `docker save` writes it (manifest.json)"),
     )
     for members, kind in kinds:

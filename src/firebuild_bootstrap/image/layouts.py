@@ -437,6 +437,12 @@ def _names(entry: Descriptor) -> tuple[Reference, ...]:
 
 def _of_docker(files: Files) -> list[ImageInFiles]:
     entries = _json(_document(files, _DOCKER), _DOCKER)
+    if isinstance(entries, dict) and "schemaVersion" in entries:
+        raise InputError(
+            f"{_DOCKER} is the manifest of an image, as skopeo and podman write it into a directory (dir:), "
+            "expected an OCI layout or a docker archive",
+            hint="`skopeo copy dir:DIRECTORY oci-archive:FILE` makes one",
+        )
     if not isinstance(entries, list) or len(entries) > MAX_MEMBERS:
         raise InputError(f"{_DOCKER}: expected a list of at most {MAX_MEMBERS} images")
     return [_docker_image(files, entry) for entry in entries]
