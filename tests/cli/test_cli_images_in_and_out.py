@@ -163,14 +163,30 @@ def test_an_archive_goes_to_standard_output(built: Path, cli: Cli) -> None:
     ):
         done = subprocess.run([*firebuild, *command], capture_output=True, check=True, env=environ)
         assert done.stdout == (built / "oci.tar").read_bytes()
-    piped = subprocess.run(
-        [*firebuild, "images", "load", "-", "--name", "piped"],
-        input=(built / "docker.tar").read_bytes(),
-        capture_output=True,
-        check=True,
-        env=environ,
-    )
-    assert b"loaded piped:latest" in piped.stdout
+    for load in (["images", "load", "-"], ["images", "load"], ["load"]):
+        piped = subprocess.run(
+            [*firebuild, *load, "--name", "piped"],
+            input=(built / "docker.tar").read_bytes(),
+            capture_output=True,
+            check=True,
+            env=environ,
+        )
+        assert b"loaded piped:latest" in piped.stdout
+
+
+def test_load_takes_its_file_as_docker_does(built: Path, cli: Cli) -> None:
+    assert "loaded app:1" in cli("load", "-i", built / "docker.tar").out
+    assert "loaded named:1" in cli("images", "load", "--input", built / "oci.tar", "-t", "named:1").out
+    refused = cli("load", "-i", built / "docker.tar", built / "oci.tar", status=2)
+    assert refused.err == "error: SOURCE and --input can't be used together\n"
+    master, terminal = os.openpty()
+    firebuild = [str(Path(sys.executable).parent / "firebuild"), "load"]
+    environ = {**os.environ, "FIREBUILD_HOME": str(cli.home)}
+    done = subprocess.run(firebuild, stdin=terminal, capture_output=True, text=True, env=environ, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: standard input is a terminal\n  hint: name a ")
+    os.close(terminal)
+    os.close(master)
 
 
 def test_a_root_file_system_becomes_a_base(cli: Cli, tmp_path: Path) -> None:

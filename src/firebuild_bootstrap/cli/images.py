@@ -316,18 +316,30 @@ def history(tag: str, as_json: bool, config_file: Path | None) -> None:
 
 
 @images.command()
-@click.argument("source", type=click.Path(path_type=Path, exists=True, allow_dash=True))
+@click.argument("source", type=click.Path(path_type=Path, exists=True, allow_dash=True), required=False)
+@click.option(
+    "--input",
+    "-i",
+    "given",
+    type=click.Path(path_type=Path, exists=True),
+    help="The same as SOURCE, as in `docker load`.",
+)
 @click.option("--name", "-t", "--tag", help="NAME[:TAG] of the image, by default what it is called there.")
 @config_option
-def load(source: Path, name: str | None, config_file: Path | None) -> None:
+def load(source: Path | None, given: Path | None, name: str | None, config_file: Path | None) -> None:
     """Take in the images of an OCI layout, a docker archive, or a root file system.
 
-    SOURCE is a directory, an archive (plain or compressed), or - for standard input. A root file system
-    needs a --name and becomes a base.
+    SOURCE is a directory, or an archive (plain or compressed); standard input where it is - or left out. A
+    root file system needs a --name and becomes a base.
     """
     from firebuild_bootstrap.errors import InputError
     from firebuild_bootstrap.image.layouts import STDIN
 
+    if source is not None and given is not None:
+        raise InputError("SOURCE and --input can't be used together")
+    source = source or given or Path("-")
+    if str(source) == "-" and os.isatty(0):
+        raise InputError("standard input is a terminal", hint="name a directory or an archive")
     wanted = _tag(name) if name is not None else None
     what = "standard input" if str(source) == "-" else one_line(str(source))
     notes: dict[str, None] = {}
