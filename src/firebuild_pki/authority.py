@@ -18,6 +18,7 @@ from typing import Any, Self
 from cryptography import x509
 from pydantic import BaseModel
 
+from firebuild_pki import crossing
 from firebuild_pki.chain import describe, extension_of, parse_certificates, serial_of, signed_with
 from firebuild_pki.config import CASettings, validate
 from firebuild_pki.display import one_line
@@ -630,7 +631,8 @@ class Listener:
 
     def _note(self, event: CAEvent) -> None:
         try:
-            self._notify(event=event, settings=self._settings)
+            for answer in self._notify(event=event, settings=self._settings):
+                crossing.nothing(crossing.not_async(answer))
         except KeyboardInterrupt:
             raise
         except BaseException as error:

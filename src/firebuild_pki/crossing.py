@@ -7,9 +7,10 @@ own thread, within its time limit; what they return runs no foreign code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Generator, Iterable, Iterator
 from enum import StrEnum
 from itertools import islice
+from types import CoroutineType
 from typing import Any, Final, TypeVar
 
 from firebuild_pki.errors import MaterialError, ProviderError
@@ -40,8 +41,29 @@ _MAX_NAME: Final = 1_000
 _EnumT = TypeVar("_EnumT", bound=StrEnum)
 
 
-def nothing(_: object) -> None:
-    """Drop what a method returned that returns nothing."""
+def not_async(found: object) -> object:
+    """Take what a method returned, if it did its work: one with ``async`` before ``def`` has not begun.
+
+    Raises:
+        ProviderError: it is something to be awaited, which nobody does.
+    """
+    if not isinstance(found, Awaitable):
+        return found
+    if isinstance(found, CoroutineType):
+        found.close()  # or Python remarks on stderr that it was not awaited
+    hint = "write the method without async; inside it, asyncio.run() runs what is"
+    raise ProviderError(f"the method did nothing, and returned {_kind(found)} to be awaited", hint=hint)
+
+
+def nothing(found: object) -> None:
+    """Drop what a method returned that returns nothing.
+
+    Raises:
+        ProviderError: it is a generator: the method did nothing.
+    """
+    if isinstance(found, Generator | AsyncGenerator):
+        hint = "write the method without yield"
+        raise ProviderError(f"the method did nothing, and returned {_kind(found)}", hint=hint)
 
 
 def notes(found: object, doing: str) -> tuple[Note, ...]:

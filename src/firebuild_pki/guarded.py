@@ -193,7 +193,7 @@ class GuardedProvider(CAProvider):
 
         def call() -> ResultT:
             try:
-                return made_ours(function())
+                return made_ours(crossing.not_async(function()))
             except KeyboardInterrupt:
                 raise
             except BaseException as error:

@@ -69,12 +69,13 @@ class Observer:
     Args:
         name: the name used in the configuration.
         settings_model: model of the block ``ca.<name>``, None if it has no settings.
-        notify: takes the arguments of the hook ``ca_event`` by name; exceptions come through.
+        notify: takes the arguments of the hook ``ca_event`` by name; returns what its implementation returned,
+            and exceptions come through.
     """
 
     name: str
     settings_model: type[BaseModel] | None
-    notify: Callable[..., object]
+    notify: Callable[..., Iterable[object]]
 
 
 class PluginCatalog:

@@ -61,7 +61,7 @@ def calm() -> Iterator[None]:
 def opened(limit: float = LIMIT, **more: Any) -> Authority:
     catalog = PluginCatalog(
         providers=[EMBEDDED, entry("hostile", "pki.untrusted:hostile")],
-        observers=[entry("listening", "pki.untrusted:listening")],
+        observers=[entry(name, f"pki.untrusted:{name}") for name in ("listening", "awaiting")],
     )
     section = {"provider": "hostile", "call_timeout": f"{limit}s", **more}
     return open_authority(ca_settings(section, catalog), build_id="b", clock=Clock())
@@ -122,6 +122,55 @@ def test_whatever_an_observer_raises_is_a_warning(kind: str) -> None:
     assert authority.warnings == tuple(
         f'the observer "listening" failed on "{what}": {words}' for what in ("issued", "closed")
     )
+
+
+async def awaited(*_: object, **_more: object) -> None:
+    """What nobody awaits."""
+
+
+def stepwise(*_: object, **_more: object) -> Iterator[None]:
+    """What nobody steps through."""
+    yield
+
+
+IDLE: dict[str, tuple[Callable[..., object], str]] = {
+    "async": (awaited, "the method did nothing, and returned coroutine to be awaited"),
+    "generator": (stepwise, "the method did nothing, and returned generator"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", IDLE)
+def test_a_method_that_has_not_begun_is_not_taken_for_one_that_is_done(kind: str) -> None:
+    habit, words = IDLE[kind]
+    with opened(5) as authority:
+        HABITS["revoke"] = HABITS["close"] = habit
+        with pytest.raises(ProviderError) as caught:
+            authority.revoke(authority.issue_guest())
+        assert str(caught.value).startswith(f"ca-provider(hostile): {words}")
+        assert str(caught.value.hint).startswith("write the method without ")
+    (warning,) = authority.warnings
+    assert warning.startswith(f"closing the provider failed: {words}")
+    HABITS["open"] = habit
+    with pytest.raises(ProviderError, match=words):
+        opened(5)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("method", ["check", "sign"])
+def test_an_answer_that_is_to_be_awaited_is_refused_with_the_reason(method: str) -> None:
+    with opened(5) as authority:
+        HABITS[method] = awaited
+        with pytest.raises(ProviderError, match=IDLE["async"][1]) as caught:
+            CALLS[method][0](authority)
+        assert "without async" in str(caught.value.hint)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_observer_that_is_to_be_awaited_is_a_warning() -> None:
+    with opened(5, observers=["awaiting"]) as authority:
+        authority.issue_server()
+    assert [IDLE["async"][1] in one for one in authority.warnings] == [True, True]
 
 
 def test_an_error_whose_text_does_not_end_is_a_call_that_does_not_end() -> None:

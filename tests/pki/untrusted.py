@@ -218,4 +218,12 @@ class Listening:
         raise self.error
 
 
-listening = Listening()
+class Awaiting:
+    """An observer that is to be awaited."""
+
+    @hookimpl
+    async def ca_event(self, event: CAEvent) -> None:
+        raise LookupError
+
+
+listening, awaiting = Listening(), Awaiting()
