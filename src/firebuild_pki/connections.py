@@ -74,18 +74,20 @@ def tls_context(
 def read_anchors(path: str | Path, setting: str) -> str:
     """Return the PEM certificates in the file that a setting names.
 
+    Around them may be anything: systems name the CAs in their bundles in comments, in UTF-8.
+
     Raises:
         CAError: it can't be read, or has none.
     """
     text = ""
     try:
-        text = Path(path).expanduser().read_text("ascii")
+        text = Path(os.path.expanduser(path)).read_text("ascii", "ignore")
         client_context(text or "-")
     except OSError as error:
         if isinstance(error, ssl.SSLError):
             raise _no_certificates(path, setting) from None
         raise CAError(f"cannot read {setting} {one_line(str(path))}: {error.strerror}") from error
-    except ValueError:  # what is not ASCII, too
+    except ValueError:
         raise _no_certificates(path, setting) from None
     return text
 

@@ -69,8 +69,8 @@ class Observer:
     Args:
         name: the name used in the configuration.
         settings_model: model of the block ``ca.<name>``, None if it has no settings.
-        notify: takes the arguments of the hook ``ca_event`` by name; returns what its implementation returned,
-            and exceptions come through.
+        notify: takes the arguments of the hook ``ca_event`` by name; returns what the plugin returned, and
+            exceptions come through.
     """
 
     name: str

@@ -388,6 +388,13 @@ def test_files_that_are_of_no_use_are_named_as_the_settings_name_them(files: Fil
             tls_context(settings=names, **given)
 
 
+def test_a_bundle_of_a_system_names_its_cas_in_comments(files: Files, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_bytes("\ufeff# Főtanúsítvány\n".encode() + files.ca.read_bytes())
+    (trusted,) = tls_context(ca_file=bundle).get_ca_certs()
+    assert [trusted] == tls_context(ca_file=files.ca).get_ca_certs()
+
+
 def test_an_encrypted_key_needs_its_passphrase(files: Files, tmp_path: Path) -> None:
     from cryptography.hazmat.primitives import serialization
 

@@ -55,6 +55,15 @@ def test_a_mount_without_its_root_is_trusted_for_what_it_has(
     assert (note.about, note.path) == ("ca", "trust")
 
 
+def test_comments_and_marks_around_the_root_do_no_harm(
+    root: Backend, rootless: tuple[dict[str, Any], str, str], tmp_path: Path
+) -> None:
+    changes, _, pem = rootless
+    (tmp_path / "root.pem").write_text(f"\ufeff# Főtanúsítvány\n{pem}".replace("\n", "\r\n"), "utf-8")
+    with root.open(**changes, trust=str(tmp_path / "root.pem")) as authority:
+        assert certificates(authority.issue_server().trust_pem) == certificates(pem.encode())
+
+
 def test_a_file_with_the_root_is_trusted_instead(
     root: Backend, rootless: tuple[dict[str, Any], str, str], tmp_path: Path
 ) -> None:
@@ -80,8 +89,8 @@ def test_the_issuer_itself_may_be_in_the_file(root: Backend, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "cannot read the file"),
-        ("nothing", "expected PEM certificates as trust anchors in the file of the setting trust"),
+        (None, "trust.pem: there is no such file"),
+        ("nothing", "trust.pem: expected a certificate in PEM, found text without any BEGIN line"),
         (OperatorCA("Stranger").pem.decode(), "missing link"),
     ],
     ids=["missing", "no-certificates", "a-stranger"],  # the certificate is another one in each process

@@ -397,6 +397,10 @@ def test_a_certificate_with_an_rsa_key_signs_tokens(pki: Pki, tmp_path: Path) ->
     auth = X5CAuth.model_validate(x5c(Pki(tmp_path, pki.jwk, pki.jwk), "own"))
     signer = tokens.x5c_signer(auth, {})
     assert (signer.algorithm, signer.fragment, len(signer.header["x5c"])) == ("RS256", "#x5c/certified", 1)
+    for file in ("own.pem", "own-key.pem"):  # as openssl pkcs12 writes it
+        named = "\ufefffriendlyName: Größe\n".encode() + (tmp_path / file).read_bytes()
+        (tmp_path / file).write_bytes(named)
+    assert tokens.x5c_signer(auth, {}).header == signer.header
     (tmp_path / "own-key.pem").write_bytes(b"\xff")
     with pytest.raises(CAError, match="expected PEM in "):
         tokens.x5c_signer(auth, {})

@@ -166,11 +166,12 @@ def _secret(reference: SecretRef | None, environ: Mapping[str, str]) -> str | No
 
 def _text(path: Path, setting: str) -> str:
     try:
-        return Path(os.path.expanduser(path)).read_text("ascii")
+        text = Path(os.path.expanduser(path)).read_text("ascii", "ignore")  # comments may be in UTF-8
     except OSError as error:
         raise CAError(f"{setting}: cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError:
-        raise CAError(f"{setting}: expected PEM in {path}") from None
+    if not text.strip():
+        raise CAError(f"{setting}: expected PEM in {path}")
+    return text
 
 
 def _certificates(path: Path) -> list[x509.Certificate]:

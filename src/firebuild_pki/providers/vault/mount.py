@@ -14,9 +14,10 @@ from firebuild_pki.chain import is_self_signed, order_chain, parse_certificates
 from firebuild_pki.errors import CAError, MaterialError, ProviderError
 from firebuild_pki.http import audit_headers
 from firebuild_pki.leaf_checks import BOTH
+from firebuild_pki.pem_files import CERTIFICATE_LABELS, Source, blocks_in, read
 from firebuild_pki.provider import Profile, SignedCertificate, SignRequest, TrustBundle
 from firebuild_pki.providers.vault.nodes import Budget, Place, hint_for, relevant_warning
-from firebuild_pki.providers.vault.session import Session, read_text
+from firebuild_pki.providers.vault.session import Session
 from firebuild_pki.providers.vault.settings import VaultSettings
 from firebuild_pki.providers.vault.transport import Answer
 from firebuild_pki.x509 import to_pem, usages_of
@@ -253,9 +254,7 @@ class Mount:
         Raises:
             CAError: the mount has no CA, or the file of the setting trust cannot be read.
         """
-        path = self._settings.trust
-        override = read_text(path, "trust").encode() if path else None
-        return bundle(self.chains(), override)
+        return bundle(self.chains(), _named_anchors(self._settings.trust))
 
     def chains(self) -> list[IssuerChain]:
         """Read the CA certificates; no token is needed for that."""
@@ -320,6 +319,14 @@ class Mount:
         if found.status == 200 and isinstance(kind, str) and kind != "pki":
             return f"{mount} is a secrets engine of type {kind}; set mount to the path of one of type pki"
         return None
+
+
+def _named_anchors(path: str | None) -> bytes | None:
+    if not path:
+        return None
+    source = Source("trust", path)
+    found = blocks_in(source, read(source).data, CERTIFICATE_LABELS, "a certificate")
+    return b"\n".join(block.pem for block in found)
 
 
 def serial(certificate: x509.Certificate) -> str:

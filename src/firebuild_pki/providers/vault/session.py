@@ -5,7 +5,6 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from firebuild_pki.connections import tls_context
@@ -139,21 +138,6 @@ def make_context(settings: TLSSettings, environ: Mapping[str, str]) -> ssl.SSLCo
         passphrase=passphrase,
         settings=("tls.ca_file", "tls.cert_file", "tls.key_file", "tls.key_passphrase"),
     )
-
-
-def read_text(path: str, setting: str) -> str:
-    """Read a text file that a setting names.
-
-    Raises:
-        CAError: it cannot be read, or is not text.
-    """
-    try:
-        return Path(path).expanduser().read_text(encoding="ascii")
-    except OSError as error:
-        message = f"cannot read the file {path} of {setting}: {error.strerror}"
-        raise CAError(message) from error
-    except UnicodeDecodeError:
-        raise CAError(f"expected PEM text in the file {path} of {setting}, found other data") from None
 
 
 @dataclass(frozen=True, slots=True)
