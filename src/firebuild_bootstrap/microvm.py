@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import lzma
+import os
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -140,7 +141,7 @@ def _modules(kernel: Path, unpacked: bytes, named: Sequence[str]) -> tuple[Path,
     if named:
         check_modules(named)
         return tuple(map(Path, named))
-    return modules_for(kernel.expanduser().absolute(), release_in(unpacked))
+    return modules_for(Path(os.path.expanduser(kernel)).absolute(), release_in(unpacked))
 
 
 def with_file(initramfs: bytes, entry: Entry) -> bytes:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import textwrap
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Any
 
 import durationpy
@@ -132,6 +132,10 @@ PositiveDuration = Annotated[Duration, AfterValidator(_above_zero)]
 """A `Duration` above zero."""
 
 
+_MAX_SECRET = 1024 * 1024
+"""More bytes than any secret has, be it a bundle of keys; protects from a wrong path."""
+
+
 class SecretRef(Settings):
     """Where a secret is, never the secret itself: ``{env: NAME}`` or ``{file: PATH}``."""
 
@@ -146,8 +150,10 @@ class SecretRef(Settings):
     @classmethod
     def _refuse_literals(cls, value: object) -> object:
         given = {"env", "file"} & set(value) if isinstance(value, Mapping) else set()
-        if isinstance(value, SecretRef) or len(given) == 1:
+        if isinstance(value, SecretRef):
             return value
+        if len(given) == 1:
+            return _must_lead_somewhere(value, *given)
         found = "both" if given else f"{kind_of(value)} (not shown)"
         raise PydanticCustomError(
             "secret_ref",
@@ -187,9 +193,27 @@ class SecretRef(Settings):
 
     def _read(self, where: str) -> str:
         try:
-            text = Path(str(self.file)).expanduser().read_text(encoding="utf-8")
+            with open(os.path.expanduser(str(self.file)), "rb") as file:
+                data = file.read(_MAX_SECRET + 1)
+            text = data.decode("utf-8-sig")  # with the mark that editors of Windows put in front
         except OSError as error:
             raise SecretError(f"cannot read a secret from {where}: {error.strerror}") from error
         except UnicodeDecodeError:
             raise SecretError(f"expected a secret in {where}, but it is not UTF-8 text") from None
+        if len(data) > _MAX_SECRET:
+            raise SecretError(f"expected a secret in {where}, but it has more than {_MAX_SECRET} bytes")
         return text.removesuffix("\n").removesuffix("\r")
+
+
+def _must_lead_somewhere(value: Any, kind: str) -> Any:
+    """Refuse what no environment variable and no file can be called; it may be the secret itself."""
+    name = value[kind]
+    if not isinstance(name, str):
+        return value
+    wanted, wrong = ("the name of an environment variable", "=$\0") if kind == "env" else ("a path", "\0")
+    if name and not set(name) & set(wrong):
+        return value
+    found = "something else (not shown)" if name else "nothing"
+    hint = "write the name alone: {env: NAME}" if kind == "env" else "write {file: PATH}"
+    text = f"expected {wanted} for a secret, found {found}"
+    raise PydanticCustomError("secret_ref", "{text}", {"text": text, "hint": hint})

@@ -74,6 +74,9 @@ _CoreLoader.add_implicit_resolver(
     list("-+.0123456789"),
 )
 
+_STRANGE = re.compile(r"[\x00\ud800-\udfff]")
+"""What can be written as an escape, and is in no path, name or text: NUL, and halves of characters."""
+
 _SCALARS: dict[str, Any] = {
     "tag:yaml.org,2002:str": str,
     "tag:yaml.org,2002:null": lambda _: None,
@@ -127,6 +130,9 @@ class Reader:
                 self.problems.append(here.problem(path, "expected a string as key", "quote it"))
                 continue
             key: str = key_node.value
+            if _STRANGE.search(key):
+                self._scalar(key_node, path)
+                continue
             if key in seen:
                 message = f"the key is here twice, first at line {seen[key].line}"
                 self.problems.append(here.problem((*path, key), message, "keep one of the two"))
@@ -139,6 +145,10 @@ class Reader:
         if convert is None:
             message = f"the tag {node.tag} has no meaning here"
             self.problems.append(self.at(node).problem(path, message, "remove the tag"))
+            return None
+        if strange := _STRANGE.search(node.value):
+            message = f"a setting cannot hold the character U+{ord(strange[0]):04X}"
+            self.problems.append(self.at(node).problem(path, message, "remove it"))
             return None
         try:
             return convert(node.value)

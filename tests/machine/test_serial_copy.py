@@ -21,6 +21,11 @@ def piped(data: bytes) -> IO[bytes]:
     return os.fdopen(reading, "rb")
 
 
+def test_a_home_that_nobody_has_is_a_directory_that_is_not_there() -> None:
+    with pytest.raises(InputError, match=f"{SETTING}: ~nobody-here/log can't be written: No such file"):
+        open_copy("~nobody-here/log", SETTING)
+
+
 def test_all_of_it_is_copied_while_it_is_read(tmp_path: Path) -> None:
     log = BoundedLog(copied(piped(b"one\ntwo\n"), open_copy(str(tmp_path / "serial"), SETTING)))
     log.finish(10)

@@ -43,6 +43,8 @@ def test_what_is_no_kernel_for_this_machine_is_refused(tmp_path: Path, content: 
 def test_a_kernel_that_can_not_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="gone can't be read: No such file or directory"):
         find_kernel(tmp_path / "gone")
+    with pytest.raises(InputError, match="nobody-here/vmlinuz can't be read: No such file or directory"):
+        find_kernel(Path("~nobody-here/vmlinuz"))
 
 
 @pytest.mark.parametrize("where", ["lib/modules", "usr/lib/modules"])

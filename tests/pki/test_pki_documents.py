@@ -96,6 +96,9 @@ def test_anchors_may_be_used_again() -> None:
             "a: [1",
             "2:1: not valid YAML: while parsing a flow sequence; expected ',' or ']', but got '<stream end>'",
         ),
+        ('a: "/x\\0y"', "1:4: a: a setting cannot hold the character U+0000 (hint: remove it)"),
+        ('a: "\\ud800"', "1:4: a: a setting cannot hold the character U+D800 (hint: remove it)"),
+        ('"a\\0": x', "1:1: a setting cannot hold the character U+0000 (hint: remove it)"),
         ("a: b: c", "1:5: not valid YAML: mapping values are not allowed here"),
         ("a: *missing", "1:4: not valid YAML: found undefined alias 'missing'"),
         (

@@ -30,6 +30,8 @@ def test_secrets_are_fetched_from_where_they_are(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("s.12345\n")
     assert SecretRef(file=str(tmp_path / "token")).resolve({}) == "s.12345"
     assert SecretRef(env="TOKEN").resolve({"TOKEN": "s.6789"}) == "s.6789"
+    (tmp_path / "token").write_bytes(b"\xef\xbb\xbfs.12345\r\n")  # by an editor of Windows
+    assert SecretRef(file=str(tmp_path / "token")).resolve({}) == "s.12345"
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,14 @@ def test_secrets_are_fetched_from_where_they_are(tmp_path: Path) -> None:
         ({"file": "empty"}, "expected a secret in the file empty, but it is empty"),
         ({"file": "none"}, "cannot read a secret from the file none: No such file or directory"),
         ({"file": "binary"}, "expected a secret in the file binary, but it is not UTF-8 text"),
+        (
+            {"file": "/dev/zero"},
+            "expected a secret in the file /dev/zero, but it has more than 1048576 bytes",
+        ),
+        (
+            {"file": "~nobody-here/token"},
+            "cannot read a secret from the file ~nobody-here/token: No such file or directory",
+        ),
     ],
 )
 def test_a_secret_that_is_not_there_is_named(
@@ -69,6 +79,27 @@ def test_a_literal_secret_is_refused_and_not_repeated(written: str, found: str) 
         f"fb.yaml:1:51: server.auth.token: expected a reference to a secret, found {found} "
         "(hint: write {env: NAME} or {file: PATH}; secrets do not belong in this file)"
     )
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("{env: ''}", "expected the name of an environment variable for a secret, found nothing"),
+        ("{file: ''}", "expected a path for a secret, found nothing"),
+        (
+            "{env: TOKEN=s.SECRET}",
+            "expected the name of an environment variable for a secret, found something else (not shown)",
+        ),
+        (
+            "{env: $SECRET}",
+            "expected the name of an environment variable for a secret, found something else (not shown)",
+        ),
+    ],
+)
+def test_a_reference_that_leads_nowhere_is_refused(written: str, message: str) -> None:
+    (problem,) = problems(f"server: {{address: a, auth: {{method: token, token: {written}}}}}")
+    assert problem.startswith(f"fb.yaml:1:51: server.auth.token: {message} (hint: write ")
+    assert "SECRET" not in problem
 
 
 def test_an_unknown_key_of_a_reference_is_not_repeated_either() -> None:

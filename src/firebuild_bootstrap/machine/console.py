@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -87,7 +88,7 @@ def open_copy(path: str | None, setting: str) -> IO[bytes] | None:
     if path is None:
         return None
     try:
-        return open(Path(path).expanduser(), "wb", buffering=0)
+        return open(os.path.expanduser(path), "wb", buffering=0)
     except OSError as error:
         raise InputError(f"{setting}: {path} can't be written: {error.strerror}") from error
 

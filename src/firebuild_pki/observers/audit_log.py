@@ -43,7 +43,7 @@ class AuditLogSettings(Settings):
     def file(self) -> Path:
         """Where the lines go."""
         if self.path is not None:
-            return Path(self.path).expanduser()
+            return Path(os.path.expanduser(self.path))
         import platformdirs
 
         return platformdirs.user_state_path("firebuild") / "ca-audit.jsonl"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -69,7 +70,7 @@ class ExternalMachine(Machine):
         self._address = ""
         if settings.disk is not None:
             self._drive = ExternalDrive(
-                Path(settings.disk).expanduser().absolute(),
+                Path(os.path.expanduser(settings.disk)).absolute(),
                 fill=settings.fill_disk,
                 disk=Disk(workspace, size=disk_size),
                 check=check,

@@ -106,9 +106,9 @@ def make_target(target: MetadataTarget, note: Note = lambda _: None) -> Target:
         note: see `OutsideFile`.
     """
     if target.file is not None:
-        return FileTarget(Path(target.file).expanduser().absolute(), note)
+        return FileTarget(Path(os.path.expanduser(target.file)).absolute(), note)
     if target.firecracker_socket is not None:
-        return FirecrackerTarget(Path(target.firecracker_socket).expanduser().absolute())
+        return FirecrackerTarget(Path(os.path.expanduser(target.firecracker_socket)).absolute())
     return StreamTarget()
 
 

@@ -95,7 +95,7 @@ def check_kernel(
             f"{setting} is not set: expected the path of the kernel to boot",
             hint="Firecracker's getting-started guide says where to get or how to build one",
         )
-    path = Path(name).expanduser().absolute()
+    path = Path(os.path.expanduser(name)).absolute()
     try:
         with path.open("rb") as file:
             head = file.read(1024)

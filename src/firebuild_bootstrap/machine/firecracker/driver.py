@@ -312,7 +312,7 @@ def _running(block: FirecrackerSettings) -> RunningSource:
             hint="leave jailer and network.cni out",
         )
     checks.check_socket_path(
-        Path(block.running.socket or "").expanduser().absolute(), f"{_WHERE}.running.socket"
+        Path(os.path.expanduser(block.running.socket or "")).absolute(), f"{_WHERE}.running.socket"
     )
     source = RunningSource(block)
     source.check()

@@ -167,12 +167,12 @@ class RunningSource(Source):
 
     def __init__(self, settings: FirecrackerSettings) -> None:
         running = settings.running
-        self._socket = Path(running.socket or "").expanduser().absolute()
-        self._serial = None if running.serial is None else Path(running.serial).expanduser()
+        self._socket = Path(os.path.expanduser(running.socket or "")).absolute()
+        self._serial = None if running.serial is None else Path(os.path.expanduser(running.serial))
         self.is_silent = self._serial is None
         self._jail = None
         if running.root is not None:
-            self._jail = Jail(Path(running.root).expanduser().absolute(), running.uid, running.gid)
+            self._jail = Jail(Path(os.path.expanduser(running.root)).absolute(), running.uid, running.gid)
         super().__init__(self._jail or WorkDirectory(), OLDEST)
 
     def check(self) -> None:
@@ -379,7 +379,7 @@ def jailer_command(
 
 def _chroot_base(settings: JailerSettings) -> Path:
     # The jailer is started in another directory than this process.
-    return Path(settings.chroot_base).expanduser().absolute()
+    return Path(os.path.expanduser(settings.chroot_base)).absolute()
 
 
 def _move(source: Path, target: Path) -> None:

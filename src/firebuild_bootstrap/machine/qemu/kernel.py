@@ -53,9 +53,9 @@ def find_kernel(image: Path | None, modules: Sequence[Path] = (), *, root: Path 
     """
     if image is None:
         return _host_kernel(modules, root)
-    image = image.expanduser().absolute()
+    image = Path(os.path.expanduser(image)).absolute()
     release = read_release(image)
-    named = tuple(directory.expanduser().absolute() for directory in modules)
+    named = tuple(Path(os.path.expanduser(directory)).absolute() for directory in modules)
     wrong = next((directory for directory in named if not directory.is_dir()), None)
     if wrong is not None:
         raise InputError(f"machine.qemu.kernel_modules: {wrong} is not a directory")
