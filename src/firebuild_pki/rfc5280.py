@@ -1,9 +1,9 @@
 """The rules of RFC 5280 for a path, as far as cryptography's verifier does not judge like TLS libraries do.
 
 It calls some name constraints malformed that OpenSSL, BoringSSL (gRPC) and Go all understand, such as DNS
-names with a leading dot, which many CAs carry, and it knows no directory names. Those libraries decide in the
-end whether a connection works, so for paths with name constraints these are the rules: section 4.2.1.10 in
-their reading, and what section 6.1 wants of each CA.
+names with a leading dot, which many CAs carry, it knows no directory names, and it refuses critical
+extensions about policies. Those libraries decide in the end whether a connection works, so for paths with
+one or the other these are the rules: section 4.2.1.10 in their reading, and section 6.1 for each CA.
 """
 
 from __future__ import annotations
@@ -20,6 +20,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 from firebuild_pki.chain import Chain, describe, extension_of
 from firebuild_pki.wrapping import one_text
 
+_ABOUT_POLICIES: Final = frozenset(
+    {
+        ExtensionOID.CERTIFICATE_POLICIES,
+        ExtensionOID.POLICY_CONSTRAINTS,
+        ExtensionOID.POLICY_MAPPINGS,
+        ExtensionOID.INHIBIT_ANY_POLICY,
+    }
+)
 # What OpenSSL and BoringSSL process; a critical extension besides has to be refused (section 4.2).
 _PROCESSED: Final = frozenset(
     {
@@ -28,11 +36,7 @@ _PROCESSED: Final = frozenset(
         ExtensionOID.EXTENDED_KEY_USAGE,
         ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
         ExtensionOID.NAME_CONSTRAINTS,
-        ExtensionOID.CERTIFICATE_POLICIES,
-        ExtensionOID.POLICY_CONSTRAINTS,
-        ExtensionOID.POLICY_MAPPINGS,
-        ExtensionOID.INHIBIT_ANY_POLICY,
-        ExtensionOID.CRL_DISTRIBUTION_POINTS,
+        *_ABOUT_POLICIES,
     }
 )
 
@@ -151,6 +155,48 @@ def _authority_problems(chain: Chain, usage: x509.ObjectIdentifier) -> Iterator[
         if purposes is not None and not {usage, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE} & {*purposes}:
             yield f"the extended key usage of {describe(ca)} forbids this kind of leaf"
         between += ca.subject != ca.issuer
+
+
+def has_critical_policies(chain: Chain) -> bool:
+    """Tell whether a path has critical extensions about policies."""
+    return any(
+        extension.critical and extension.oid in _ABOUT_POLICIES
+        for certificate in (*chain.certificates, chain.anchor)
+        for extension in certificate.extensions
+    )
+
+
+def requires_policies(authorities: Iterable[x509.Certificate]) -> bool:
+    """Tell whether one of some CAs may want policies to be named below it; an anchor has no say in it."""
+    found = (extension_of(ca, x509.PolicyConstraints) for ca in authorities)
+    return any(one is not None and one.require_explicit_policy is not None for one in found)
+
+
+def policy_problem(chain: Chain) -> str | None:
+    """Tell which certificate of a path names no policy where a CA above requires it; None if none does.
+
+    Which policies they are is left to TLS libraries: without any, BoringSSL refuses the path.
+    """
+    if not requires_policies(chain.issuers):
+        return None
+    free, required_by = (
+        len(chain.certificates) + 1,
+        chain.anchor,
+    )  # how many below need none (section 6.1.2 d)
+    nameless = None
+    for certificate in reversed(chain.certificates):
+        if nameless is None and extension_of(certificate, x509.CertificatePolicies) is None:
+            nameless = certificate
+        if certificate is chain.leaf:  # counts itself (section 6.1.5 a)
+            free = max(free - 1, 0)
+        if nameless is not None and not free:
+            return f"{describe(required_by)} requires a policy, and {describe(nameless)} names none"
+        if certificate.subject != certificate.issuer:
+            free = max(free - 1, 0)
+        own = extension_of(certificate, x509.PolicyConstraints)
+        if own is not None and own.require_explicit_policy is not None and own.require_explicit_policy < free:
+            free, required_by = own.require_explicit_policy, certificate
+    return None
 
 
 def _names(certificate: x509.Certificate) -> Iterator[x509.GeneralName]:

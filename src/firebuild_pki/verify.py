@@ -48,8 +48,11 @@ from firebuild_pki.provider import Profile, TrustBundle
 from firebuild_pki.rfc5280 import (
     authority_problem,
     constraints_of,
+    has_critical_policies,
     has_only_dns_names,
     name_problem,
+    policy_problem,
+    requires_policies,
 )
 from firebuild_pki.wrapping import one_text
 from firebuild_pki.x509 import usages_of
@@ -236,6 +239,7 @@ class Way:
         self._end = min(one.not_valid_after_utc for one in self._authorities)
         self._constraints = constraints_of(self._authorities)
         # Extended key usages of CAs are about one kind of leaf.
+        self._policed = requires_policies(issuers)
         self._restricted = any(extension_of(ca, x509.ExtendedKeyUsage) for ca in self._authorities)
         self._proven: set[Profile | None] = set()
         self._under_issuer = PolicyBuilder().store(Store([self._issuer]))
@@ -251,7 +255,11 @@ class Way:
             return False
         usage = expected.profile if self._restricted else None
         # Of other kinds of name path validation has an opinion of its own.
-        if usage in self._proven and (not self._constraints or has_only_dns_names(leaf)):
+        if (
+            usage in self._proven
+            and not self._policed
+            and (not self._constraints or has_only_dns_names(leaf))
+        ):
             permitted = not any(one.problem(leaf) for one in self._constraints)
             return permitted and _passes(self._under_issuer, self.below(leaf), expected, proven=True)
         holds = self._holds_whole(leaf, expected)
@@ -264,7 +272,9 @@ class Way:
         if any(claim_problem(*step) or identifier_problem(*step) for step in steps):
             return False
         chain = self.below(leaf)
-        if (self._constraints and name_problem(chain)) or _nameless_server_problem(chain, expected):
+        if (self._constraints and name_problem(chain)) or policy_problem(chain):
+            return False
+        if _nameless_server_problem(chain, expected):
             return False
         return _passes(_strict(self._anchor), chain, expected)
 
@@ -348,7 +358,7 @@ def _must_validate(chain: Chain, expected: Expectation) -> list[str]:
     problem = key_problem(chain.leaf)
     if problem is not None:
         raise MaterialError(f"{describe(chain.leaf)} {problem}")
-    problem = name_problem(chain) or _nameless_server_problem(chain, expected)
+    problem = name_problem(chain) or policy_problem(chain) or _nameless_server_problem(chain, expected)
     if problem is not None:
         raise MaterialError(f"{refuses}: {problem}")
     # The Web PKI's profile is a warning: operators' CAs are often older than its rules, but
@@ -361,9 +371,9 @@ def _must_validate(chain: Chain, expected: Expectation) -> list[str]:
     refusal = _path_failure(lenient, chain, expected)
     if refusal is None:
         return [f"strict TLS libraries may refuse the chain: {reason}"]
-    if not constraints_of(chain.authorities):
+    if not constraints_of(chain.authorities) and not has_critical_policies(chain):
         raise MaterialError(f"{refuses}: {refusal}")
-    # Name constraints that this verifier refuses to read are none that TLS libraries refuse.
+    # Constraints that this verifier refuses to read are none that TLS libraries refuse.
     for usage in usages_of(expected.profile):
         problem = authority_problem(chain, usage)
         if problem is not None:

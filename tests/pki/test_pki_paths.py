@@ -665,6 +665,69 @@ def test_below_a_dotted_constraint_the_other_rules_hold_as_well(
     assert re.search(words, outcome.error), outcome.error
 
 
+POLICIES = x509.CertificatePolicies([x509.PolicyInformation(x509.ObjectIdentifier("2.5.29.32.0"), None)])
+"""Any policy."""
+ABOUT_POLICIES: dict[str, x509.ExtensionType] = {
+    "policies": POLICIES,
+    "no mapping": x509.PolicyConstraints(None, 0),
+    "not any policy": x509.InhibitAnyPolicy(0),
+    "a policy far below": x509.PolicyConstraints(5, None),
+}
+
+
+@pytest.mark.parametrize("at", ["anchor", "below"])
+@pytest.mark.parametrize("case", ABOUT_POLICIES)
+def test_critical_extensions_about_policies_are_none_that_tls_refuses(
+    case: str, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = [(ABOUT_POLICIES[case], True)]
+    ca = root(more=more if at == "anchor" else [])
+    issuing = below(ca, more=more if at == "below" else [])
+    outcome = issued(Backend(issuing, chain=[issuing], anchors=[ca]), monkeypatch)
+    talk(outcome)
+
+
+@pytest.mark.parametrize("critical", [True, False])
+@pytest.mark.parametrize("skipped", [0, 1])
+def test_a_ca_that_requires_a_policy_is_refused_in_words_as_grpc_refuses_it(
+    skipped: int, critical: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ca = root()
+    key = generate_key()
+    free, strict = (
+        below(ca, key=key, more=more) for more in ([], [(x509.PolicyConstraints(skipped, None), critical)])
+    )
+    outcome = issued(Backend(strict, chain=[strict], anchors=[ca]), monkeypatch)
+    assert f"{describe(strict.certificate)} requires a policy, and " in outcome.error
+    assert outcome.error.endswith(" names none")
+    usual = issued(Backend(free, chain=[free], anchors=[ca]), monkeypatch)
+    assert usual.ends is not None
+    ends = [
+        replace(one, certificate_chain_pem=one.certificate_chain_pem.replace(free.pem, strict.pem))
+        for one in usual.ends
+    ]
+    with pytest.raises(MaterialError, match="no explicit policy"):
+        grpc_handshake(*ends)
+
+
+def test_an_anchor_may_require_policies_and_so_may_a_ca_far_above(monkeypatch: pytest.MonkeyPatch) -> None:
+    ca = root(more=[(x509.PolicyConstraints(0, None), True)])
+    upper = below(ca, more=[(x509.PolicyConstraints(2, None), True)])
+    talk(issued(Backend(upper, chain=[upper], anchors=[ca]), monkeypatch))
+    lower = OperatorCA("Lower", upper, valid=LONG)
+    outcome = issued(Backend(lower, chain=[lower, upper], anchors=[ca]), monkeypatch)
+    assert f"{describe(upper.certificate)} requires a policy" in outcome.error
+
+
+def test_a_critical_extension_that_grpc_does_not_know_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = x509.CRLDistributionPoints(
+        [x509.DistributionPoint([URI("http://ca.example/crl")], None, None, None)]
+    )
+    ca = root(constraints=DOTTED, more=[(points, True)])
+    outcome = issued(Backend(ca), monkeypatch)
+    assert "has the critical extension 2.5.29.31, which is unknown" in outcome.error
+
+
 def test_a_ca_that_renews_its_own_key_does_not_count_for_the_path_length(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

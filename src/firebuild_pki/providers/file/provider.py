@@ -284,7 +284,7 @@ class SigningCA:
         except MaterialError as error:
             source = self.ca.source
             hint = (
-                "look for pathlen, name constraints and extended key usage that do not allow it: "
+                "look for pathlen, name constraints, policies and extended key usage that do not allow it: "
                 f"openssl x509 -in {source.quoted} -noout -text; the setting ca.name_suffix chooses the names"
             )
             raise source.wrong(error.message, error.hint or hint) from error
