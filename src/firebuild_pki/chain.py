@@ -109,7 +109,9 @@ def serial_of(certificate: x509.Certificate) -> int:
 
 def extension_of(certificate: x509.Certificate, kind: type[ExtensionT]) -> ExtensionT | None:
     """Return the value of an extension, None if there is none."""
-    for extension in certificate.extensions:
+    with quiet_parsing():
+        extensions = certificate.extensions
+    for extension in extensions:
         value: x509.ExtensionType = extension.value
         if type(value) is kind:
             return value
@@ -264,6 +266,8 @@ class Links:
                 problem = self.problem(end, one) if one.subject == end.issuer and one != end else None
                 if problem not in {None, _OTHER_KEY}:  # another key under the same name is another CA
                     return MaterialError(f"{describe(end)} does not lead to {describe(one)}: {problem}")
+                if spelling := spelling_problem(end, one):
+                    return spelling
         current = ends[0]
         wanted = one_text(current.issuer.rfc4514_string(), 300) or "no name"
         known = ", ".join(describe(anchor) for anchor in anchors[:10])
@@ -441,6 +445,29 @@ def chain_remarks(leaf: x509.Certificate, returned: Sequence[x509.Certificate]) 
     if [one for one in rest if one in issuers] != issuers:
         remarks.append("is out of order, and was sorted")
     return [f"the chain that the provider returned {remark}" for remark in remarks]
+
+
+def canonical_name(name: x509.Name) -> list[frozenset[tuple[str, str]]]:
+    """Return what two names have in common that mean the same (RFC 5280 section 7.1).
+
+    Case, runs of blanks and the kind of string do not matter there. Some TLS libraries compare bytes.
+    """
+    return [
+        frozenset((one.oid.dotted_string, " ".join(str(one.value).split()).casefold()) for one in rdn)
+        for rdn in name.rdns
+    ]
+
+
+def spelling_problem(below: x509.Certificate, above: x509.Certificate) -> MaterialError | None:
+    """Tell of a certificate whose issuer's name is that of another one, but written in another way."""
+    if below.issuer == above.subject or canonical_name(below.issuer) != canonical_name(above.subject):
+        return None
+    return MaterialError(
+        f"{describe(below)} does not lead to {describe(above)}: its issuer's name is written in another way "
+        "there (case, blanks or the kind of string), which not all TLS libraries take for the same",
+        hint="have it issued anew, with the very subject of its issuer; "
+        "openssl x509 -noout -subject -issuer -nameopt multiline,show_type -in FILE shows the difference",
+    )
 
 
 def is_self_signed(certificate: x509.Certificate) -> bool:

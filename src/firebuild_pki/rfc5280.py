@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
-from firebuild_pki.chain import Chain, describe, extension_of
+from firebuild_pki.chain import Chain, canonical_name, describe, extension_of
 from firebuild_pki.wrapping import one_text
 
 _ABOUT_POLICIES: Final = frozenset(
@@ -252,16 +252,8 @@ def _address_within(name: x509.GeneralName, base: x509.GeneralName) -> bool:
 
 
 def _directory_within(name: x509.GeneralName, base: x509.GeneralName) -> bool:
-    wanted, found = _canonical(base.value), _canonical(name.value)
+    wanted, found = canonical_name(base.value), canonical_name(name.value)
     return found[: len(wanted)] == wanted
-
-
-def _canonical(name: x509.Name) -> list[frozenset[tuple[str, str]]]:
-    # section 7.1: case and runs of blanks do not matter
-    return [
-        frozenset((one.oid.dotted_string, " ".join(str(one.value).split()).casefold()) for one in rdn)
-        for rdn in name.rdns
-    ]
 
 
 _WITHIN: Final[dict[type, Callable[[x509.GeneralName, x509.GeneralName], bool]]] = {

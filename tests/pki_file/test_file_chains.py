@@ -12,7 +12,8 @@ from firebuild_pki import CAError
 from firebuild_pki.grpc_handshake import handshake
 from firebuild_pki.provider import utc_now
 from pki.tools import certificates
-from pki_file.operator_files import Shop, later, opened
+from pki_file.finished import issued, pairs_of
+from pki_file.operator_files import CA, CLIENT, SERVER, Shop, later, opened
 
 pytestmark = pytest.mark.needs("openssl")
 
@@ -233,3 +234,85 @@ def test_the_deadline_is_held_against_the_ca(aging: Shop) -> None:
     refused = pytest.raises(CAError, match="but the build may need it until")
     with opened(block) as authority, refused:
         authority.issue_guest(build_deadline=utc_now() + timedelta(days=1.5))
+
+
+ELSEWHERE = f"{CA}\nauthorityKeyIdentifier=keyid\nnameConstraints=critical,permitted;DNS:elsewhere.example"
+
+
+@pytest.fixture
+def crossed(shop: Shop) -> Shop:
+    """A CA that two roots signed; what it has of the first, which lasts longer, does not permit our names."""
+    shop.root("strict")
+    shop.root("free")
+    shop.issue("ca", by="strict", extensions=ELSEWHERE, days=900)
+    shop.write("by-strict.pem", shop.read("ca.pem"))
+    shop.issue("ca", by="free", days=800)
+    shop.write("both.pem", shop.read("by-strict.pem", "ca.pem"))
+    shop.write("roots.pem", shop.read("strict.pem", "free.pem"))
+    return shop
+
+
+@pytest.mark.parametrize("more", [{"chain": "roots.pem"}, {"anchors": ["roots.pem"]}, {}], ids=str)
+def test_of_a_cross_signed_ca_the_edition_that_permits_the_names_signs(
+    more: dict[str, Any], crossed: Shop
+) -> None:
+    block = {"ca_cert": crossed.path("both.pem"), "ca_key": crossed.path("ca.key")}
+    named: dict[str, Any] = {
+        key: [crossed.path(one) for one in value] if isinstance(value, list) else crossed.path(value)
+        for key, value in more.items()
+    }
+    with opened(block, **named) as authority:
+        server, guest = authority.issue_server(), authority.issue_guest()
+    handshake(server, guest)
+    if "chain" in more:
+        assert certificates(server.trust_pem) == certificates(crossed.read("free.pem"))
+
+
+def test_of_a_cross_signed_issuer_the_edition_that_permits_the_names_is_sent(crossed: Shop) -> None:
+    crossed.issue("builds", by="ca")
+    block = {"ca_cert": crossed.path("builds.pem"), "ca_key": crossed.path("builds.key")}
+    both = crossed.write("chain.pem", crossed.read("both.pem", "roots.pem"))
+    with opened(block, chain=both) as authority:
+        server, guest = authority.issue_server(), authority.issue_guest()
+    handshake(server, guest)
+    assert certificates(server.certificate_chain_pem)[2:] == certificates(crossed.read("ca.pem"))
+
+
+def test_where_no_edition_permits_the_names_the_longest_is_complained_about(crossed: Shop) -> None:
+    crossed.issue("ca", by="free", extensions=ELSEWHERE, days=800)
+    both = crossed.write("both.pem", crossed.read("ca.pem", "by-strict.pem"))
+    block = {"ca_cert": both, "ca_key": crossed.path("ca.key"), "anchors": [crossed.path("roots.pem")]}
+    words = r"the name constraints of .* do not permit the name"
+    with opened(block) as authority, pytest.raises(CAError, match=words):
+        authority.issue_server()
+
+
+def test_finished_certificates_take_the_edition_that_permits_their_names(crossed: Shop) -> None:
+    for end, extensions in (("server", SERVER), ("client", CLIENT)):
+        crossed.issue(end, by="ca", extensions=extensions)
+    trusted = crossed.write("trust.pem", crossed.read("both.pem", "roots.pem"))
+    issued(pairs_of(crossed, trusted))
+
+
+@pytest.mark.parametrize("written", ["/O=operator/CN=ROOT", "/O=Operator/CN=root  "])
+def test_a_name_that_is_written_in_another_way_is_told_from_one_that_is_missing(
+    written: str, shop: Shop
+) -> None:
+    shop.root("root")
+    right = shop.read("root.pem")
+    shop.root("root", subject=written)
+    shop.issue("ca", by="root")
+    shop.write("root.pem", right)
+    block = {"ca_cert": shop.path("ca.pem"), "ca_key": shop.path("ca.key"), "chain": shop.path("root.pem")}
+    with pytest.raises(CAError, match="its issuer's name is written in another way there") as caught:
+        opened(block)
+    assert "the very subject of its issuer" in str(caught.value.hint)
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_no_certificate_may_have_are_not_remarked_on_stderr(shop: Shop) -> None:
+    shop.root("root", more=("-set_serial", "0"))
+    shop.issue("ca", by="root", extensions=f"{CA}\nauthorityKeyIdentifier=keyid,issuer:always")
+    block = {"ca_cert": shop.path("ca.pem"), "ca_key": shop.path("ca.key")}
+    with opened(block, anchors=[shop.path("root.pem")]) as authority:
+        handshake(authority.issue_server(), authority.issue_guest())

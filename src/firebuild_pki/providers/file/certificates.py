@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -21,8 +22,10 @@ from firebuild_pki.chain import (
     is_self_signed,
     key_problem,
     order_issuers,
+    quiet_parsing,
     read_certificate,
     signature_problem,
+    spelling_problem,
 )
 from firebuild_pki.errors import CAError, KeyStoreError, SecretError
 from firebuild_pki.keys import CURVES, CAPrivateKey, MLDSAPrivateKey, kind_of_key, ml_dsa_key
@@ -40,6 +43,8 @@ from firebuild_pki.provider import ProviderContext
 from firebuild_pki.providers.file.settings import FileSettings
 from firebuild_pki.settings import SecretRef
 from firebuild_pki.verify import public_key_bytes
+
+_MOST_PATHS = 64
 
 LEAF_CURVES = {"secp256r1": "P-256", "secp384r1": "P-384"}
 """Those that gRPC accepts in the certificates of server and guest."""
@@ -308,9 +313,10 @@ def _misfit(key: LoadedKey, among: Sequence[Found], elsewhere: Sequence[Found]) 
 
 def _parsed(source: Source, number: int, block: Block) -> Found:
     try:
-        certificate = read_certificate(block.pem)
-        # parsed on first use; what is broken has to show here
-        _ = certificate.subject, certificate.issuer, certificate.extensions, certificate.public_key()
+        with quiet_parsing():
+            certificate = read_certificate(block.pem)
+            # parsed on first use; what is broken has to show here
+            _ = certificate.subject, certificate.issuer, certificate.extensions, certificate.public_key()
     except Exception as error:
         raise source.wrong(f"certificate {number} in it cannot be read: {error_message(error)}") from error
     return Found(certificate, source)
@@ -368,8 +374,8 @@ def load_pool(settings: FileSettings, ca_cert: Sequence[Found]) -> Pool:
     return Pool(tuple(known), tuple(anchors), tuple(ca_cert))
 
 
-def find_path(start: Found, pool: Pool, now: datetime, *, beside: Sequence[Found] = ()) -> Path:
-    """Lead a certificate to an anchor.
+def find_paths(start: Found, pool: Pool, now: datetime, *, beside: Sequence[Found] = ()) -> list[Path]:
+    """Lead a certificate to an anchor; a cross-signed CA has several ways there.
 
     An expired anchor can vouch for nothing, so it is left out while there are others.
 
@@ -379,6 +385,9 @@ def find_path(start: Found, pool: Pool, now: datetime, *, beside: Sequence[Found
         now: the current time.
         beside: more certificates that may be between the two; never trusted.
 
+    Returns:
+        At least one path; the one that can be used for longest first.
+
     Raises:
         CAError: an issuer is missing, is not a CA, or is not valid now.
     """
@@ -387,31 +396,37 @@ def find_path(start: Found, pool: Pool, now: datetime, *, beside: Sequence[Found
         must_be_valid(pool.trusted[0], now)
     itself = next((one for one in anchors if one.certificate == start.certificate), None)
     if itself is not None:
-        return _path(pool, (), anchors, itself)
+        return [_path(pool, (), anchors, itself)]
     known = [*pool.known, *beside]
-    route = _route(start, [one for one in known if one.valid_at(now)], anchors)
-    if route is None:
-        # the way there may lead over something that expired: say so rather than "missing"
-        for one in _route(start, known, pool.trusted) or ():
-            must_be_valid(one, now)
-        raise _broken(start, known, anchors)
-    for one in route:
-        must_be_ca(one)
-    return _path(pool, route[:-1], anchors, route[-1])
+    paths, reasons = [], []
+    for route in islice(_routes(start, [one for one in known if one.valid_at(now)], anchors), _MOST_PATHS):
+        try:
+            for one in route:
+                must_be_ca(one)
+        except CAError as error:
+            reasons.append(error)
+        else:
+            paths.append(_path(pool, route[:-1], anchors, route[-1]))
+    if paths:
+        return paths
+    if reasons:
+        raise reasons[0]
+    # the way there may lead over something that expired: say so rather than "missing"
+    for one in next(_routes(start, known, pool.trusted), ()):
+        must_be_valid(one, now)
+    raise _broken(start, known, anchors)
 
 
-def _route(start: Found, known: Sequence[Found], anchors: Sequence[Found]) -> tuple[Found, ...] | None:
+def _routes(start: Found, known: Sequence[Found], anchors: Sequence[Found]) -> Iterator[tuple[Found, ...]]:
     """Find the issuers of a certificate up to and with an anchor; cross-signed CAs have several."""
     for anchor in _latest_first(anchors):
         if _issued(start, anchor):
-            return (anchor,)
+            yield (anchor,)
     rest = [one for one in known if one.certificate != start.certificate]
     for issuer in _latest_first(rest):
         if not is_self_signed(issuer.certificate) and _issued(start, issuer):
-            above = _route(issuer, rest, anchors)
-            if above is not None:
-                return (issuer, *above)
-    return None
+            for above in _routes(issuer, rest, anchors):
+                yield (issuer, *above)
 
 
 def _latest_first(found: Sequence[Found]) -> list[Found]:
@@ -440,8 +455,10 @@ def _broken(start: Found, known: Sequence[Found], anchors: Sequence[Found]) -> C
     for one in (*known, *anchors):  # the issuer may be there, with a key that nobody accepts
         if one.certificate.subject == last.issuer and one.certificate != last:
             must_have_good_key(one)
+        if spelling := spelling_problem(last, one.certificate):
+            raise start.source.wrong(spelling.message, spelling.hint)
     wanted = last.issuer.rfc4514_string() or "no name"
-    trusted = " and ".join(f"{one.name} in {one.source}" for one in anchors)
+    trusted = " and ".join(f"{one.name} in {one.source}" for one in anchors[:10])
     return start.source.wrong(
         f'the chain does not reach an anchor: {describe(last)} was issued by "{wanted}", which is neither '
         f"in ca_cert nor in chain; the anchors are {trusted}",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from firebuild_pki.errors import MaterialError
+from firebuild_pki.errors import CAError, MaterialError
 from firebuild_pki.keys import private_key_pem
 from firebuild_pki.leaf_checks import is_ca
 from firebuild_pki.pem_files import Source
@@ -19,7 +20,7 @@ from firebuild_pki.providers.file.certificates import (
     LoadedKey,
     Path,
     certificates_of,
-    find_path,
+    find_paths,
     for_key,
     load_certificates,
     load_key,
@@ -171,23 +172,18 @@ def load_ready_pairs(settings: FileSettings, context: ProviderContext) -> ReadyP
     server_end, client_end = _load(settings, context, "server"), _load(settings, context, "client")
     server, client = _leaf(server_end, client_end, now), _leaf(client_end, server_end, now)
     _must_not_be_swapped(server, client)
-    pairs = ReadyPairs(
-        Pair(
-            server,
-            server_end.key,
-            server_name(server, settings.server_name),
-            find_path(server, pool, now, beside=server_end.certificates),
+    own_name = server_name(server, settings.server_name)
+    server_paths = find_paths(server, pool, now, beside=server_end.certificates)
+    their_name = client_name(client)
+    client_paths = find_paths(client, pool, now, beside=client_end.certificates)
+    return ReadyPairs(
+        _that_holds(
+            [Pair(server, server_end.key, own_name, path) for path in server_paths], Profile.SERVER, now
         ),
-        Pair(
-            client,
-            client_end.key,
-            client_name(client),
-            find_path(client, pool, now, beside=client_end.certificates),
+        _that_holds(
+            [Pair(client, client_end.key, their_name, path) for path in client_paths], Profile.GUEST, now
         ),
     )
-    for profile in Profile:
-        _must_hold(pairs, profile, now)
-    return pairs
 
 
 def _load(settings: FileSettings, context: ProviderContext, end: str) -> _End:
@@ -223,10 +219,22 @@ def _only_for(found: Found, profile: Profile) -> bool:
     return USAGE[profile] in usage and not other & {*usage}
 
 
-def _must_hold(pairs: ReadyPairs, profile: Profile, now: datetime) -> None:
+def _that_holds(pairs: Sequence[Pair], profile: Profile, now: datetime) -> Pair:
+    """Take the first of the same pair with different ways to an anchor that path validation accepts."""
+    reasons = []
+    for pair in pairs:
+        try:
+            _must_hold(pair, profile, now)
+        except CAError as error:
+            reasons.append(error)
+        else:
+            return pair
+    raise reasons[0]
+
+
+def _must_hold(pair: Pair, profile: Profile, now: datetime) -> None:
     # the framework checks this again for each build; here the file can be named
-    pair = pairs.of(profile)
-    trust = Trust(tuple(certificates_of(pairs.anchors)), ())
+    trust = Trust(tuple(certificates_of(pair.path.anchors)), ())
     key = pair.leaf.certificate.public_key()
     expected = Expectation(profile, (pair.name,), key, now, deadline=now, exact=False)
     try:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from cryptography import x509
 
-from firebuild_pki.chain import Links
+from firebuild_pki.chain import Chain, Links
 from firebuild_pki.display import counted
 from firebuild_pki.errors import (
     AuthorityClosed,
@@ -17,7 +17,7 @@ from firebuild_pki.errors import (
     MaterialError,
     UnsupportedOperation,
 )
-from firebuild_pki.keys import kind_of_key
+from firebuild_pki.keys import generate_key, kind_of_key
 from firebuild_pki.keystores import check_key_uri, scheme_of
 from firebuild_pki.pem_files import Source
 from firebuild_pki.provider import (
@@ -38,7 +38,7 @@ from firebuild_pki.providers.file.certificates import (
     Path,
     Pool,
     certificates_of,
-    find_path,
+    find_paths,
     for_key,
     load_certificates,
     load_key,
@@ -50,8 +50,9 @@ from firebuild_pki.providers.file.certificates import (
 )
 from firebuild_pki.providers.file.pairs import ReadyPairs, load_ready_pairs
 from firebuild_pki.providers.file.settings import FileSettings, Way, notes_about, way_of
+from firebuild_pki.rfc5280 import authority_problem, name_problem, policy_problem
 from firebuild_pki.verify import Expectation, Trust, verify_certificate
-from firebuild_pki.x509 import Issuer, Validity, make_leaf, to_pem
+from firebuild_pki.x509 import USAGE, Issuer, Validity, make_leaf, to_pem
 
 SOON = timedelta(days=30)
 """A certificate that ends sooner than this gets a warning."""
@@ -304,20 +305,45 @@ def load_signing_ca(settings: FileSettings, context: ProviderContext) -> Signing
     try:
         pool = load_pool(settings, held)
         fitting = for_key(key, held, (*pool.known, *pool.anchors), now)
-        return SigningCA(key, *_anchored(fitting, pool, now))
+        ways = _anchored(fitting, pool, now)
+        return SigningCA(key, *next((way for way in ways[1:] and ways if _permits(*way, context)), ways[0]))
     except CAError:
         key.close()
         raise
 
 
-def _anchored(fitting: Sequence[Found], pool: Pool, now: datetime) -> tuple[Found, Path]:
-    reasons = []
+def _anchored(fitting: Sequence[Found], pool: Pool, now: datetime) -> list[tuple[Found, Path]]:
+    ways, reasons = [], []
     for ca in fitting:  # several if the CA is cross-signed
         try:
             must_be_ca(ca)
             must_have_good_key(ca)
             must_be_valid(ca, now)
-            return ca, find_path(ca, replace(pool, otherwise=(ca,)), now)
+            ways += [(ca, path) for path in find_paths(ca, replace(pool, otherwise=(ca,)), now)]
         except CAError as error:
             reasons.append(error)
-    raise reasons[0]
+    if not ways:
+        raise reasons[0]
+    return ways
+
+
+def _permits(ca: Found, path: Path, context: ProviderContext) -> bool:
+    """Tell whether certificates with the names of a build are allowed below a CA, on one of its ways up."""
+    domain = context.domain or (f"build.{context.name_suffix}" if context.name_suffix else "")
+    names = [name for name in context.names if "://" not in name]
+    names += [domain, f"guest.{domain}"] if domain else []
+    uris = [name for name in context.names if "://" in name]
+    if not names and not uris:
+        return True
+    key = generate_key()  # nothing is signed for a trial
+    issuer, validity = (
+        Issuer(ca.certificate, key),
+        Validity.starting(context.clock(), timedelta(hours=1), backdate=timedelta(0)),
+    )
+    issuers = certificates_of(() if path.reached.certificate == ca.certificate else (ca, *path.issuers))
+    for profile in Profile:
+        leaf = make_leaf(key.public_key(), issuer, validity, profile=profile, dns_names=names, uri_names=uris)
+        chain = Chain(leaf, tuple(issuers), path.reached.certificate)
+        if name_problem(chain) or policy_problem(chain) or authority_problem(chain, USAGE[profile]):
+            return False
+    return True

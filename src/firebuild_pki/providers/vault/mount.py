@@ -10,7 +10,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from firebuild_pki.chain import is_self_signed, order_chain, parse_certificates
+from firebuild_pki.chain import extension_of, is_self_signed, order_chain, parse_certificates
 from firebuild_pki.errors import CAError, MaterialError, ProviderError
 from firebuild_pki.http import audit_headers
 from firebuild_pki.leaf_checks import BOTH
@@ -167,10 +167,7 @@ def signed_certificate(
 
 def _must_have_usage(leaf_pem: bytes, profile: Profile, place: Place) -> None:
     leaf = parse_certificates(leaf_pem, "certificate")[0]
-    try:
-        found = set(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
-    except x509.ExtensionNotFound:
-        found = set()
+    found = set(extension_of(leaf, x509.ExtendedKeyUsage) or ())
     wanted = usages_of(profile)
     if {*wanted} <= found <= BOTH:
         return
