@@ -83,6 +83,12 @@ def test_the_schema_accepts_the_example_and_states_the_defaults() -> None:
         jsonschema.validate({"machine": {"driverr": "local"}}, schema)
 
 
+def test_a_guest_is_not_told_to_be_silent_for_longer_than_it_takes() -> None:
+    assert load_settings(None, {"FIREBUILD_BOOTSTRAP__PING_INTERVAL": "24h"}).bootstrap.ping_interval
+    with pytest.raises(SettingsError, match="ping_interval: expected a duration of 24h at most"):
+        load_settings(None, {"FIREBUILD_BOOTSTRAP__PING_INTERVAL": "25h"})
+
+
 def test_environment_beats_file_and_options_beat_both(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("bootstrap: {build_timeout: 1m, initial_timeout: 1m, ping_interval: 1m}\n")

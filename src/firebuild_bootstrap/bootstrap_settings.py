@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from firebuild_bootstrap.sizes import parse_size
+from firebuild_bootstrap.wire import MAX_INTERVAL
 from firebuild_pki.config import PositiveDuration, Settings
 
 _CERTIFICATE_MARGIN = timedelta(minutes=10)
@@ -50,6 +51,12 @@ def _loopback(value: str) -> str:
     return value
 
 
+def _of_a_day(value: timedelta) -> timedelta:
+    if value > timedelta(seconds=MAX_INTERVAL):
+        raise ValueError("expected a duration of 24h at most, which is the longest that guests take")
+    return value
+
+
 class BootstrapSettings(Settings):
     """The section `bootstrap`: the server that the guest calls back, and its limits."""
 
@@ -59,7 +66,7 @@ class BootstrapSettings(Settings):
     """How long to wait for the guest's first call."""
     build_timeout: PositiveDuration = timedelta(minutes=30)
     """How long all steps of the Dockerfile may take together."""
-    ping_interval: PositiveDuration = timedelta(seconds=5)
+    ping_interval: Annotated[PositiveDuration, AfterValidator(_of_a_day)] = timedelta(seconds=5)
     """How often the guest shows that it lives."""
     missed_pings: Annotated[int, Field(ge=1, le=1000)] = 6
     """After how many missing pings the guest counts as lost."""

@@ -299,7 +299,8 @@ def mount_target(workdir: str, target: str) -> str:
 
 
 _MAX_TIME: Final = 253402300800.0  # the year 10000, in seconds since 1970
-_MAX_INTERVAL: Final = 86400.0
+MAX_INTERVAL: Final = 86400.0
+"""Seconds between signs of life, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,7 +355,7 @@ class BootstrapBlock:
             raise WireError(f"HostTime of the metadata: {host_time!r:.80} is not a time")
         interval = document.get("PingInterval") or "5s"
         ping_interval = parse_duration(interval if isinstance(interval, str) else "")
-        if ping_interval > _MAX_INTERVAL:
+        if ping_interval > MAX_INTERVAL:
             raise WireError(f"PingInterval of the metadata: {interval!r:.80} is more than a day")
         return cls(
             host_port=leaf("HostPort"),

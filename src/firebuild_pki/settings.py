@@ -81,6 +81,10 @@ def _attribute_docstrings(model: type[Settings]) -> dict[str, str]:
     return found
 
 
+_LONGEST = timedelta(days=36_500)
+"""A hundred years: further ahead there are moments that neither dates nor the timers of a system can hold."""
+
+
 def _parse_duration(value: object) -> object:
     if isinstance(value, timedelta):
         return value
@@ -98,6 +102,9 @@ def _parse_duration(value: object) -> object:
         raise PydanticCustomError("duration", "{text}", {"text": text, "hint": hint}) from None
     if parsed < timedelta(0):
         text = f'expected a duration of zero or more, found "{one_line(value, 100)}"'
+        raise PydanticCustomError("duration", "{text}", {"text": text})
+    if parsed > _LONGEST:
+        text = f'expected a duration of {_LONGEST.days * 24}h at most, found "{one_line(value, 100)}"'
         raise PydanticCustomError("duration", "{text}", {"text": text})
     return parsed
 

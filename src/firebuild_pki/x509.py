@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
 from urllib.parse import urlsplit
 
@@ -48,6 +48,10 @@ class Issuer:
         return f"Issuer({self.certificate.subject.rfc4514_string()!r})"
 
 
+_EARLIEST = datetime(1950, 1, 1, tzinfo=UTC)
+"""Where UTCTime begins (RFC 5280 section 4.1.2.5.1)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Validity:
     """A period in UTC. X.509 knows whole seconds only: fractions are cut off."""
@@ -58,7 +62,7 @@ class Validity:
     @classmethod
     def starting(cls, now: datetime, lifetime: timedelta, *, backdate: timedelta) -> Validity:
         """Begin ``backdate`` before now, for peers whose clock is slow; end ``lifetime`` after."""
-        start, end = now - backdate, now + lifetime
+        start, end = max(now - backdate, _EARLIEST), now + lifetime
         return cls(start.replace(microsecond=0), end.replace(microsecond=0))
 
     def within(self, issuer: x509.Certificate) -> Validity:

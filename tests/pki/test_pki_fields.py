@@ -26,6 +26,14 @@ def test_durations_are_written_the_way_they_are_read() -> None:
     assert Server(address="a", timeout=timedelta(seconds=1)).timeout == timedelta(seconds=1)
 
 
+@pytest.mark.parametrize("written", ["876001h", "99999999h", "101y"])
+def test_a_duration_that_no_clock_reaches_is_refused(written: str) -> None:
+    (problem,) = problems(f"server: {{address: a, timeout: {written}}}")
+    assert problem == (
+        f'fb.yaml:1:31: server.timeout: expected a duration of 876000h at most, found "{written}"'
+    )
+
+
 def test_secrets_are_fetched_from_where_they_are(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("s.12345\n")
     assert SecretRef(file=str(tmp_path / "token")).resolve({}) == "s.12345"

@@ -24,7 +24,7 @@ from firebuild_pki.keys import generate_key
 from firebuild_pki.provider import utc_now
 from firebuild_pki.providers.file.provider import SigningCA
 from firebuild_pki.x509 import make_csr
-from pki.tools import certificates, leaf_of
+from pki.tools import ca_settings, certificates, leaf_of
 from pki_file.operator_files import CA, Shop, later, opened, settings_of
 
 pytestmark = pytest.mark.needs("openssl")
@@ -189,6 +189,16 @@ def test_lifetime_and_backdate_are_those_of_the_settings(usual: Shop) -> None:
         leaf = leaf_of(authority.issue_server())
         assert leaf.not_valid_after_utc - leaf.not_valid_before_utc == timedelta(minutes=10)
         assert any("the CA capped the lifetime" in text for text in authority.warnings)
+
+
+def test_a_backdate_before_all_certificates_begins_with_the_first(usual: Shop) -> None:
+    block = {"ca_cert": usual.path("root.pem"), "ca_key": usual.path("root.key"), "backdate": "876000h"}
+    ca = certificates(usual.read("root.pem"))[0]
+    with opened(block) as authority:
+        leaf = certificates(authority.issue_server().certificate_chain_pem)[0]
+    assert leaf.not_valid_before_utc == ca.not_valid_before_utc
+    with open_authority(ca_settings({"embedded": {"backdate": "876000h"}}), build_id="b") as authority:
+        assert certificates(authority.issue_server().trust_pem)[0].not_valid_before_utc.year == 1950
 
 
 def test_a_leaf_ends_with_its_ca_and_the_reason_is_named(shop: Shop) -> None:
