@@ -28,8 +28,9 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
 from firebuild_pki.documents import Document, load_document, parse_document
-from firebuild_pki.errors import CAError, Problem, SettingsError
+from firebuild_pki.errors import CAError, IdentityError, Problem, SettingsError
 from firebuild_pki.keys import ML_DSA, KeyType
+from firebuild_pki.names import Identity
 from firebuild_pki.plugins import NOTHING_INSTALLED, Observer, PluginCatalog
 from firebuild_pki.positions import KeyPath, kind_of, nearest
 from firebuild_pki.provider import Note, ProviderSpec
@@ -119,6 +120,15 @@ class CASettings(Settings):
         block = self._blocks.written_as.get(self.provider, self.provider)
         path = ("ca", block, *(note.path.split(".") if note.path else ()))
         return self._blocks.document.value_position(path).problem(path, note.message, note.hint)
+
+    def suffix_problem(self) -> Problem | None:
+        """Say where the domain is written, if no names of builds can be below it."""
+        try:
+            Identity("b" * 16, self.name_suffix)
+        except IdentityError as error:
+            path = ("ca", "name_suffix")
+            return self._blocks.document.value_position(path).problem(path, error.message, error.hint)
+        return None
 
     @model_validator(mode="wrap")
     @classmethod

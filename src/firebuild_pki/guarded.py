@@ -245,9 +245,12 @@ def check_settings(settings: CASettings, environ: Mapping[str, str] | None = Non
         What the provider remarked.
 
     Raises:
-        SettingsError: it cannot work with these settings.
+        SettingsError: it cannot work with these settings, or the names of builds would be none.
         ProviderError: the provider failed.
     """
+    problem = settings.suffix_problem()
+    if problem is not None:
+        raise SettingsError([problem])
     provider = make_provider(settings, ProviderContext(utc_now, os.environ if environ is None else environ))
     try:
         return settings_notes(settings, provider)

@@ -203,7 +203,7 @@ def _wording(detail: ErrorDetails, known: set[str]) -> tuple[str, str | None]:
     if kind in {"missing", "union_tag_not_found"}:
         return "this setting is required", None
     if kind in _EXPECTED:
-        return f"expected {_EXPECTED[kind]}, found {kind_of(found)}", None
+        return f"expected {_EXPECTED[kind]}, found {kind_of(found)}", _remedy(kind, found)
     if kind in {"literal_error", "enum"}:
         return _choice(context["expected"], found)
     if kind == "union_tag_invalid":
@@ -214,6 +214,15 @@ def _wording(detail: ErrorDetails, known: set[str]) -> tuple[str, str | None]:
         shown = f"{found}" if isinstance(found, int | float) or bound else kind_of(found)
         message = f"expected a value {message.removeprefix('Input should be ')}, found {shown}"
     return message, context.get("hint") or None
+
+
+def _remedy(kind: str, found: object) -> str | None:
+    """Say how a scalar is written that YAML takes for something else; it is not shown."""
+    if kind == "string_type" and isinstance(found, bool | int | float):
+        return "quote it; in an environment variable as well: '\"…\"'"
+    if kind in {"list_type", "tuple_type"} and isinstance(found, str):
+        return "write [a, b]; brackets are also for a single one"
+    return None
 
 
 def _choice(expected: str, found: object) -> tuple[str, str | None]:

@@ -56,6 +56,18 @@ def test_every_problem_is_named_with_line_and_column(cli: Cli, config: Path) -> 
 
 
 @pytest.mark.parametrize(
+    "suffix", ["''", "'*.example'", ".example", "Example.com", "bücher.example", "a_b.c"]
+)
+def test_a_domain_that_no_name_can_be_below_is_named_with_its_place(
+    cli: Cli, config: Path, suffix: str
+) -> None:
+    config.write_text(f"ca:\n  name_suffix: {suffix}\n")
+    done = cli("config", "check", "--config", config, status=2)
+    words = "ca.name_suffix: expected a lower-case domain as name suffix, found "
+    assert done.first.startswith(f"error: {config}:2:16: {words}")
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [("ca: {", "not valid YAML"), ("- 1\n", "expected"), (b"\xff\xfe\x00", "firebuild.yaml")],
 )

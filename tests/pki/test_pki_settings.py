@@ -30,6 +30,9 @@ from firebuild_pki.providers.embedded import EmbeddedSettings
 from pki.models import Everything, Server, problems
 from pki.tools import ca_settings, catalog_of, entry
 
+QUOTE = "(hint: quote it; in an environment variable as well: '\"…\"')"
+LIST = "(hint: write [a, b]; brackets are also for a single one)"
+
 
 def test_an_empty_document_means_defaults() -> None:
     settings = validate(Everything, parse_document(""))
@@ -71,7 +74,7 @@ other: 1
         '(hint: add a unit, for example "30s")',
         'fb.yaml:7:13: ca.provider: no installed provider is called "embeded" '
         '(hint: did you mean "embedded"?)',
-        "fb.yaml:10:16: ca.name_suffix: expected a string, found a number",
+        f"fb.yaml:10:16: ca.name_suffix: expected a string, found a number {QUOTE}",
         "fb.yaml:11:3: ca.bundled: neither a setting nor an installed plugin (hint: known are: "
         "call_timeout, embedded, issue_timeout, key_type, name_suffix, observers, provider, revoke_at_end)",
         "fb.yaml:12:1: other: unknown setting (hint: known are: ca, server)",
@@ -83,8 +86,8 @@ other: 1
     [
         ("server: 5", "1:9: server: expected a mapping, found a number"),
         ("server: []", "1:9: server: expected a mapping, found a list"),
-        ("server: {address: 5}", "1:19: server.address: expected a string, found a number"),
-        ("server: {address: true}", "1:19: server.address: expected a string, found a boolean"),
+        ("server: {address: 5}", f"1:19: server.address: expected a string, found a number {QUOTE}"),
+        ("server: {address: true}", f"1:19: server.address: expected a string, found a boolean {QUOTE}"),
         ("server: {address: a, port: 1.0}", "1:28: server.port: expected a whole number, found a number"),
         ("server: {address: a, verify: 1}", "1:30: server.verify: expected true or false, found a number"),
         (
@@ -119,7 +122,7 @@ other: 1
         ),
         (
             "server: {address: a, auth: {method: approle, role_id: {env: A}, mounts: [a, 2]}}",
-            "1:77: server.auth.mounts[1]: expected a string, found a number",
+            f"1:77: server.auth.mounts[1]: expected a string, found a number {QUOTE}",
         ),
         (
             "server: {address: a, replicas: [{address: b}, {address: c, pot: 1}]}",
@@ -146,7 +149,7 @@ other: 1
             "ca: {key_type: 256}",
             "1:16: ca.key_type: expected 'p256', 'p384', 'rsa2048', 'rsa3072' or 'rsa4096', found a number",
         ),
-        ("ca: {provider: 5}", "1:16: ca.provider: expected a string, found a number"),
+        ("ca: {provider: 5}", f"1:16: ca.provider: expected a string, found a number {QUOTE}"),
         ("ca: 5", "1:5: ca: expected a mapping, found a number"),
         ("ca: {embedded: 5}", "1:16: ca.embedded: expected a mapping, found a number"),
         (
@@ -158,8 +161,8 @@ other: 1
             '1:18: ca.observers[0]: no installed observer is called "audit" '
             '(hint: did you mean "audit-log"?)',
         ),
-        ("ca: {observers: [5]}", "1:18: ca.observers[0]: expected a string, found a number"),
-        ("ca: {observers: audit}", "1:17: ca.observers: expected a list, found a string"),
+        ("ca: {observers: [5]}", f"1:18: ca.observers[0]: expected a string, found a number {QUOTE}"),
+        ("ca: {observers: audit}", f"1:17: ca.observers: expected a list, found a string {LIST}"),
     ],
 )
 def test_each_mistake_has_its_words_and_its_place(text: str, problem: str) -> None:
