@@ -127,6 +127,7 @@ def error_message(error: BaseException) -> str:
         return "its PEM is damaged"
     if isinstance(error, UnsupportedAlgorithm):
         return f"it uses something that is not supported: {one_text(text, 100)}"
+    text = text.partition(" (encountered processing <")[0]
     # "forbidden public key algorithm: AlgorithmIdentifier { oid: …"
     short = re.sub(r":?\s*\b[A-Z]\w+\s*[{(\[].*", "", text, flags=re.DOTALL)
     return one_text(short, 300).rstrip(".") or "it is malformed"

@@ -207,9 +207,12 @@ def blocks_in(source: Source, data: bytes, wanted: frozenset[str], expected: str
         CAError: there is none; the message names what is there instead.
     """
     found = blocks_of(data)
+    matching = [block for block in found if block.label in wanted]
     if not found or len(found) < len(_BEGIN.findall(data)):
         foreign = named(data)
-    elif matching := [block for block in found if block.label in wanted]:
+    elif any(b"\\n" in block.pem for block in matching or found):
+        foreign = _ESCAPED
+    elif matching:
         return matching
     else:
         foreign = labelled(found[0].label)
@@ -242,6 +245,11 @@ _SWAPPED_KEY = "has this file been swapped with that of the certificate?"
 _SWAPPED_CERTIFICATE = "has this file been swapped with that of the key?"
 _REQUEST = Foreign(
     "a certificate signing request (CSR)", "name the certificate that the CA made from this request"
+)
+
+_ESCAPED = Foreign(
+    r'a PEM block whose ends of lines are written as "\n", as in JSON',
+    'write them as such: printf %b "$(cat {file})" > file.pem',
 )
 
 _LABELS = {

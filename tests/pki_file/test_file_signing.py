@@ -271,6 +271,17 @@ def test_name_constraints_with_and_without_a_leading_dot_are_understood(domain: 
         assert authority.warnings == ()
 
 
+def test_a_ca_without_a_name_is_refused_in_whole_sentences(shop: Shop) -> None:
+    cert = shop.root("nobody", subject="/")
+    with (
+        opened(ca_cert=cert, ca_key=shop.path("nobody.key")) as authority,
+        pytest.raises(
+            CAError, match=r"path validation refuses .*: certificate must have a non-empty Issuer "
+        ),
+    ):
+        authority.issue_guest()
+
+
 def test_a_path_length_that_forbids_the_ca_is_named(shop: Shop) -> None:
     shop.root("root", extensions=CA.replace("CA:TRUE", "CA:TRUE,pathlen:0"))
     cert = shop.issue("sub", by="root")

@@ -59,6 +59,10 @@ FOREIGN = {
         "decode it: base64 -d {file}",
     ),
     "base64 of DER": ("found base64 without BEGIN and END lines", "decode it to DER first: base64 -d {file}"),
+    "escaped ends of lines": (
+        'found a PEM block whose ends of lines are written as "\\n", as in JSON',
+        'write them as such: printf %b "$(cat {file})"',
+    ),
     "cut off": ("found a PEM block without its END line", "the file was cut off"),
     "one of two cut off": ("found a PEM block without its END line", "the file was cut off"),
     "cut off again and again": ("found a PEM block without its END line", "the file was cut off"),
@@ -94,6 +98,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory, usual: Shop) -> Shop:
         "UTF-16": pem.decode().encode("utf-16"),
         "base64 of PEM": run("base64", "-A", "-in", root),
         "base64 of DER": run("base64", "-in", str(shop.path("der"))),
+        "escaped ends of lines": pem.replace(b"\n", b"\\n"),
         "cut off": pem[: len(pem) // 2],
         "one of two cut off": pem[: len(pem) // 2] + b"\n" + pem,
         "cut off again and again": b"-----BEGIN CERTIFICATE-----\n" * 35_000,
@@ -122,7 +127,15 @@ def test_what_is_no_pem_of_the_kind_is_named(what: str, setting: str, usual: Sho
     assert bool(error.hint) == bool(advice)
 
 
-CONVERSIONS = ["DER certificate", "PKCS#7", "PKCS#7 in DER", "OpenSSL's form", "UTF-16", "base64 of PEM"]
+CONVERSIONS = [
+    "DER certificate",
+    "PKCS#7",
+    "PKCS#7 in DER",
+    "OpenSSL's form",
+    "UTF-16",
+    "base64 of PEM",
+    "escaped ends of lines",
+]
 
 
 @pytest.mark.parametrize("what", CONVERSIONS)

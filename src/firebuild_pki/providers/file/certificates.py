@@ -318,7 +318,10 @@ def _parsed(source: Source, number: int, block: Block) -> Found:
             # parsed on first use; what is broken has to show here
             _ = certificate.subject, certificate.issuer, certificate.extensions, certificate.public_key()
     except Exception as error:
-        raise source.wrong(f"certificate {number} in it cannot be read: {error_message(error)}") from error
+        hint = "copy it again from where it was made"
+        raise source.wrong(
+            f"certificate {number} in it cannot be read: {error_message(error)}", hint
+        ) from error
     return Found(certificate, source)
 
 
