@@ -9,8 +9,10 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
+from firebuild_pki.display import counted
 from firebuild_pki.documents import Document
 from firebuild_pki.errors import Problem, SettingsError
 from firebuild_pki.positions import KeyPath, closest, kind_of, nearest
@@ -91,6 +93,24 @@ def without_empty(model: type[BaseModel], data: Any, path: KeyPath = ()) -> Any:
 
 def fields_at(model: type[BaseModel], path: KeyPath) -> set[str]:
     """Names of the settings that a model allows in the mapping at a path."""
+    return {name for one in _models_at(model, path) for name in one.model_fields}
+
+
+def _known_at(model: type[BaseModel], data: Any, path: KeyPath) -> set[str]:
+    """Names of the settings in the mapping at a path; of several models, those of the one that is meant."""
+    for part in path:
+        data = data[part] if _has(data, part) else None
+    models, tag = _models_at(model, path), _tag_of(model, path, data)
+    meant = {
+        one
+        for one in models
+        if tag is not None
+        and any(tag in typing.get_args(info.annotation) for info in one.model_fields.values())
+    }
+    return {name for one in meant or models for name in one.model_fields}
+
+
+def _models_at(model: type[BaseModel], path: KeyPath) -> set[type[BaseModel]]:
     models = {model}
     for part in path:
         found: set[type[BaseModel]] = set()
@@ -101,7 +121,31 @@ def fields_at(model: type[BaseModel], path: KeyPath) -> set[str]:
             elif isinstance(part, int):
                 found.add(one)
         models = found
-    return {name for one in models for name in one.model_fields}
+    return models
+
+
+def _tag_of(model: type[BaseModel], path: KeyPath, data: object) -> object:
+    """Return the value that tells which of several models is meant at a path; None where there is one."""
+    if not isinstance(data, Mapping):
+        return None
+    while path and isinstance(path[-1], int):
+        path = path[:-1]
+    fields = [one.model_fields.get(str(path[-1])) for one in _models_at(model, path[:-1])] if path else []
+    named = [name for info in fields if info is not None for name in _discriminators_of(info)]
+    return next((data[name] for name in named if name in data), None)
+
+
+def _discriminators_of(info: FieldInfo) -> Iterator[str]:
+    if isinstance(info.discriminator, str):
+        yield info.discriminator
+    pending = [info.annotation]
+    while pending:
+        annotation = pending.pop()
+        arguments = typing.get_args(annotation)
+        if typing.get_origin(annotation) is typing.Annotated:
+            found = [getattr(one, "discriminator", None) for one in arguments[1:]]
+            yield from (one for one in found if isinstance(one, str))
+        pending += arguments
 
 
 def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
@@ -155,21 +199,26 @@ def _diagnostics(model: type[BaseModel], data: object, error: ValidationError) -
         if kind == _DIAGNOSTIC:
             yield replace(context["diagnostic"], path=detail["loc"])
             continue
-        path = _path_in(data, detail["loc"], missing=kind == "missing")
+        path = _path_in(model, data, detail["loc"], missing=kind == "missing")
         if kind in {"union_tag_invalid", "union_tag_not_found"}:
             path = (*path, context["discriminator"].strip("'"))
-        message, hint = _wording(detail, fields_at(model, path[:-1]))
+        message, hint = _wording(detail, _known_at(model, data, path[:-1]))
         # Both may quote what is written in the file, or come from a plugin's validator.
         hint = None if hint is None else one_text(str(hint))
         yield Diagnostic(path, one_text(message), hint, about_key=kind in {"missing", "extra_forbidden"})
 
 
-def _path_in(data: Any, loc: tuple[str | int, ...], *, missing: bool) -> KeyPath:
+def _path_in(model: type[BaseModel], data: Any, loc: tuple[str | int, ...], *, missing: bool) -> KeyPath:
     # pydantic puts names of union members into the location; they are not part of the document
     path: list[str | int] = []
+    tag: object = None
     for index, part in enumerate(loc):
+        if tag is not None and part == tag:  # there may be a setting of that name, too
+            tag = None
+            continue
         if _has(data, part):
             data = data[part]
+            tag = _tag_of(model, (*path, part), data)
         elif not (missing and index == len(loc) - 1):
             continue
         path.append(part)
@@ -209,7 +258,10 @@ def _wording(detail: ErrorDetails, known: set[str]) -> tuple[str, str | None]:
     if kind == "union_tag_invalid":
         return _choice(context["expected_tags"], context["tag"])
     message = str(detail["msg"]).removeprefix("Value error, ")
-    if message.startswith("Input should be"):
+    if kind in {"too_short", "string_too_short"}:
+        least = counted(context["min_length"], "character" if kind == "string_too_short" else "value")
+        message = f"expected at least {least}, found {context.get('actual_length') or 'none'}"
+    elif message.startswith("Input should be"):
         bound = kind.startswith(("greater_than", "less_than"))  # then a text is a number with its unit: 1MiB
         shown = f"{found}" if isinstance(found, int | float) or bound else kind_of(found)
         message = f"expected a value {message.removeprefix('Input should be ')}, found {shown}"

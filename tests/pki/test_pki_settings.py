@@ -125,6 +125,18 @@ other: 1
             f"1:77: server.auth.mounts[1]: expected a string, found a number {QUOTE}",
         ),
         (
+            "server: {address: a, auth: {method: token, token: {env: A}, mounts: [a]}}",
+            "1:61: server.auth.mounts: unknown setting (hint: known are: method, token)",
+        ),
+        (
+            "server: {address: a, auth: {method: token, token: {env: A}, env: A}}",
+            "1:61: server.auth.env: unknown setting (hint: known are: method, token)",
+        ),
+        (
+            "ca: {provider: file, file: {ca_cert: ''}}",
+            "1:38: ca.file.ca_cert: expected at least 1 character, found none",
+        ),
+        (
             "server: {address: a, replicas: [{address: b}, {address: c, pot: 1}]}",
             '1:60: server.replicas[1].pot: unknown setting (hint: did you mean "port"?)',
         ),

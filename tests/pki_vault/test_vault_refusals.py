@@ -136,6 +136,11 @@ def test_a_wrong_place_is_named(case: str, backend: Backend) -> None:
         authority.issue_server()
 
 
+def test_a_path_where_vault_is_not_is_doubted(backend: Backend) -> None:
+    with raises(ProviderError, "status 404", "look at the setting address, and at a path in it"):
+        backend.open(address=f"{backend.api.address}/vault")
+
+
 def test_a_capped_lifetime_is_a_warning_that_names_the_setting(backend: Backend, unique: str) -> None:
     add_role(backend.api, unique, use="server", max_ttl="10m")
     with backend.with_token(backend.api.token).open(server_role=unique) as authority:

@@ -68,6 +68,7 @@ _HINTS: tuple[tuple[str, str], ...] = (
         r"no handler for route|unsupported path|Invalid path for a versioned K/V",
         "set mount to the path of a PKI secrets engine: bao secrets list",
     ),
+    (r"^status 404$", "does Vault answer there? look at the setting address, and at a path in it"),
     (r"namespace not found", "look at the setting namespace: bao namespace list"),
     (
         r"ttl must be|TTL .* (negative|greater)",
