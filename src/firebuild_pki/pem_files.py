@@ -141,7 +141,8 @@ def _must_be_file(source: Source, status: os.stat_result) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise source.wrong("expected a file, found a directory", "name the file inside it")
     if not stat.S_ISREG(status.st_mode):
-        raise source.wrong("expected a regular file, found a pipe, a device or a socket")
+        hint = "write what comes out of it into a file of its own"
+        raise source.wrong("expected a regular file, found a pipe, a device or a socket", hint)
     if status.st_size > MAX_SIZE:
         found = f"expected certificates or a key, found {counted(status.st_size, 'byte')}"
         raise source.wrong(f"{found}; no such file is larger than {MAX_SIZE}")
@@ -211,7 +212,7 @@ def blocks_in(source: Source, data: bytes, wanted: frozenset[str], expected: str
     if not found or len(found) < len(_BEGIN.findall(data)):
         foreign = named(data)
     elif any(b"\\n" in block.pem for block in matching or found):
-        foreign = _ESCAPED
+        foreign = ESCAPED
     elif matching:
         return matching
     else:
@@ -247,7 +248,7 @@ _REQUEST = Foreign(
     "a certificate signing request (CSR)", "name the certificate that the CA made from this request"
 )
 
-_ESCAPED = Foreign(
+ESCAPED = Foreign(
     r'a PEM block whose ends of lines are written as "\n", as in JSON',
     'write them as such: printf %b "$(cat {file})" > file.pem',
 )

@@ -183,12 +183,25 @@ def test_a_request_that_somebody_changed_is_not_proven(shop: Shop) -> None:
 
 def test_what_tls_refuses_is_wrong_whatever_signed_it(shop: Shop) -> None:
     shop.key("weak", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:1024")
-    shop.root("weak", more=("-sha1",))
-    assert {about for about, _ in wrong(inspect(shop.path("weak.pem")))} == {"key", "signature"}
+    shop.root("weak")
+    assert {about for about, _ in wrong(inspect(shop.path("weak.pem")))} == {"key"}
     shop.root("root")
+    shop.issue("below", "root", more=("-sha1",))
+    assert {about for about, _ in wrong(inspect(shop.path("below.pem")))} == {"signature"}
     shop.issue("nameless", "root", SERVER.replace("subjectAltName", "#subjectAltName"))
     found = inspect(shop.path("nameless.pem"), shop.path("root.pem"))
     assert "has no DNS name" in wrong(found)[0][1]
+
+
+def test_the_signature_of_a_root_is_none_that_tls_looks_at(shop: Shop) -> None:
+    shop.root("old", more=("-sha1",))
+    shop.issue("server", "old", SERVER)
+    found = inspect(shop.path("server.pem"), shop.path("old.pem"))
+    assert found.sound
+    (row,) = (row for row in found.rows if row.about == "signature")
+    assert row.level is RowLevel.WARNING
+    assert "is signed with SHA-1" in row.message
+    assert row.message.endswith("; TLS does not look at the signature of a trust anchor")
 
 
 @pytest.mark.parametrize(
@@ -199,6 +212,7 @@ def test_what_tls_refuses_is_wrong_whatever_signed_it(shop: Shop) -> None:
         (b"-----BEGIN CERTIFICATE-----\nMIIB", "a PEM block without its END line"),
         (b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "a public key"),
         (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "cannot be"),
+        (rb"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "ends of lines are written as"),
         (b"", "standard input is empty"),
         (b"x" * (1 << 20) + b"x", "standard input has more than 1048576 bytes"),
     ],

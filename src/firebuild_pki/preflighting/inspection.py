@@ -34,10 +34,12 @@ from firebuild_pki.keys import kind_of_key
 from firebuild_pki.leaf_checks import is_ca, names_of
 from firebuild_pki.pem_files import (
     CERTIFICATE_LABELS,
+    ESCAPED,
     KEY_LABELS,
     MAX_SIZE,
     Block,
     Content,
+    Foreign,
     Source,
     blocks_of,
     labelled,
@@ -380,6 +382,8 @@ def _read(content: Content, passphrase: bytes | None) -> _Found:
     with quiet_parsing():
         try:
             blocks = blocks_of(content.data)
+            if any(b"\\n" in block.pem for block in blocks):
+                raise _instead(content, ESCAPED)
             for block in blocks:
                 found.take(block, passphrase)
             if not blocks:
@@ -390,10 +394,13 @@ def _read(content: Content, passphrase: bytes | None) -> _Found:
             raise _unreadable(content, error, passphrase) from error
     if found.items:
         return found
-    foreign = labelled(blocks[0].label) if blocks else named(content.data)
+    raise _instead(content, labelled(blocks[0].label) if blocks else named(content.data))
+
+
+def _instead(content: Content, foreign: Foreign) -> MaterialError:
     remedy = foreign.remedy and foreign.remedy.replace("{file}", content.source.quoted)
     expected = "expected certificates, keys, certificate signing requests or revocation lists"
-    raise MaterialError(f"{content.source}: {expected}, found {foreign.name}", hint=remedy)
+    return MaterialError(f"{content.source}: {expected}, found {foreign.name}", hint=remedy)
 
 
 def _unreadable(content: Content, error: Exception, passphrase: bytes | None) -> MaterialError:
@@ -464,9 +471,15 @@ def _own_rows(certificate: x509.Certificate, now: datetime) -> Iterator[Prefligh
     else:
         left = _time_left(certificate.not_valid_after_utc, now)
         yield ok("validity", f"{describe(certificate)} ends in {left}")
-    for about, problem in (("key", key_problem(certificate)), ("signature", signature_problem(certificate))):
-        if problem is not None:
-            yield _wrong(about, f"{describe(certificate)} {problem}")
+    problem = key_problem(certificate)
+    if problem is not None:
+        yield _wrong("key", f"{describe(certificate)} {problem}")
+    problem = signature_problem(certificate)
+    if problem is not None and is_ca(certificate) and is_self_signed(certificate):
+        text = f"{describe(certificate)} {problem}; TLS does not look at the signature of a trust anchor"
+        yield warning("signature", text, "some strict libraries do")
+    elif problem is not None:
+        yield _wrong("signature", f"{describe(certificate)} {problem}")
 
 
 def _key_rows(file: _Found, certificates: Sequence[x509.Certificate]) -> Iterator[PreflightRow]:
