@@ -92,6 +92,19 @@ class Content:
         raise self.source.wrong(f"the private key in it can be used {whom} (mode {self.mode:04o})", hint)
 
 
+def expanded(path: str) -> str:
+    """Expand ``~`` in the path of what may be made there: in a directory called ``~`` it would not be found.
+
+    Raises:
+        CAError: nobody's home directory is known for it.
+    """
+    found = os.path.expanduser(path)
+    if found.startswith("~"):
+        whose = found.partition("/")[0]
+        raise CAError(f"{path}: no home directory is known for {whose}", hint="write the path out")
+    return found
+
+
 def read(source: Source) -> Content:
     """Read a file, following links.
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.image.names import Reference, default_home
+from firebuild_bootstrap.image.names import Reference, at_home, default_home
+from firebuild_bootstrap.image.remotecache import parse_cache
 
 SHA256 = "sha256:" + "0" * 64
 
@@ -146,3 +149,21 @@ def test_the_name_stays_as_it_was_spelled() -> None:
 def test_the_home_is_the_variable_or_the_users_data_directory() -> None:
     assert default_home({"FIREBUILD_HOME": "/x/y"}) == Path("/x/y")
     assert default_home({}).name == "firebuild"
+
+
+@pytest.mark.needs("root")
+def test_a_user_without_a_home_is_told_how_to_give_the_store_a_place() -> None:
+    code = "from firebuild_bootstrap.image.names import default_home; default_home({})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], user=54_321, env={}, capture_output=True, text=True, check=False
+    )
+    assert "InputError: the store has no place: this user has no home directory" in done.stderr
+    assert "hint: set FIREBUILD_HOME to a directory for the store, or HOME" in done.stderr
+
+
+def test_nothing_is_made_in_a_directory_called_after_a_user() -> None:
+    assert at_home("~root/x", "store.path") == Path("/root/x")
+    with pytest.raises(InputError, match=r"store\.path: no home directory is known for ~nobody-here"):
+        at_home("~nobody-here/x", "store.path")
+    with pytest.raises(InputError, match="dest of a cache: no home directory is known for ~nobody-here"):
+        parse_cache("type=local,dest=~nobody-here/x", export=True)

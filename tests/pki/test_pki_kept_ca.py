@@ -130,6 +130,9 @@ def test_a_directory_that_can_not_be_and_an_intermediate_are_refused(tmp_path: P
         opened(tmp_path / "file")
     with pytest.raises(SettingsError, match="directory"):
         open_authority({"provider": "embedded", "embedded": {"directory": ""}})
+    with pytest.raises(CAError, match="~nobody-here/ca: no home directory is known for ~nobody-here"):
+        opened(Path("~nobody-here/ca"))
+    assert not Path("~nobody-here").exists()
 
 
 @pytest.mark.parametrize(("mode", "who"), [(0o777, "every user"), (0o770, "its group")])

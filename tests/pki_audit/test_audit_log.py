@@ -111,6 +111,20 @@ def no_umask() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_umask")
+def test_a_log_in_the_home_of_nobody_is_an_error() -> None:
+    with pytest.raises(CAError, match="no home directory is known for ~nobody-here"):
+        _ = AuditLogSettings(path="~nobody-here/log").file
+
+
+@pytest.mark.needs("root")
+def test_a_log_of_a_user_without_a_home_has_no_place() -> None:
+    code = "from firebuild_pki.observers.audit_log import AuditLogSettings as S; S().file"
+    done = subprocess.run(
+        [sys.executable, "-c", code], user=54_321, env={}, capture_output=True, text=True, check=False
+    )
+    assert "the audit log has no place: this user has no home directory" in done.stderr
+
+
 def test_the_log_is_its_owners_alone(tmp_path: Path) -> None:
     path = tmp_path / "new" / "newer" / "audit.jsonl"
     append(path, b"{}\n")

@@ -137,10 +137,10 @@ def home_from(
     from firebuild_bootstrap.cli.registries import puller
     from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.image.bases import PullPolicy
-    from firebuild_bootstrap.image.names import default_home
+    from firebuild_bootstrap.image.names import at_home, default_home
 
     chosen = settings.store.path
-    root = Path(os.path.expanduser(chosen)).absolute() if chosen else default_home(os.environ)
+    root = at_home(chosen, "store.path").absolute() if chosen else default_home(os.environ)
     check_store(root, writable=writable, setting="store.path" if chosen else "FIREBUILD_HOME")
     home = Home(
         root,
@@ -218,13 +218,13 @@ def _store(config_file: Path | None) -> Path:
     Raises:
         firebuild_pki.SettingsError: the file is not readable YAML.
     """
-    from firebuild_bootstrap.image.names import RESERVED_ENVIRONMENT, default_home
+    from firebuild_bootstrap.image.names import RESERVED_ENVIRONMENT, at_home, default_home
     from firebuild_pki import Document, load_document
 
     document = Document({}) if config_file is None else load_document(config_file)
     section = document.merged(os.environ, reserved=RESERVED_ENVIRONMENT).data.get("store") or {}
     chosen = section.get("path")
-    return Path(os.path.expanduser(chosen)).absolute() if chosen else default_home(os.environ)
+    return at_home(chosen, "store.path").absolute() if chosen else default_home(os.environ)
 
 
 def provider_option(function: FunctionT) -> FunctionT:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -438,7 +439,8 @@ def _checked(given: Path, home: Home) -> Path:
         raise InputError(f"{given} can't be removed: {reason}") from error
     if not real.is_dir():
         raise InputError(f"{given} is not a directory", hint=f"`rm {given}` removes it")
-    kept = {"the current directory": Path.cwd(), "your home": Path.home(), "the store": home.root.resolve()}
+    own = Path(os.path.expanduser("~"))
+    kept = {"the current directory": Path.cwd(), "your home": own, "the store": home.root.resolve()}
     for what, path in kept.items():
         if path.is_relative_to(real):
             raise InputError(f"{given} can't be removed: it is {what}, or holds it")

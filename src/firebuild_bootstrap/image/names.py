@@ -12,7 +12,7 @@ from typing import Final, NoReturn
 import platformdirs
 
 from firebuild_bootstrap.errors import InputError
-from firebuild_pki.display import counted
+from firebuild_pki.display import counted, one_line
 
 # The grammar of references (github.com/distribution/reference, reference.go). Character classes are spelled
 # out, because Python's \w and \d also mean letters and digits of other scripts.
@@ -174,7 +174,33 @@ RESERVED_ENVIRONMENT: Final = frozenset(
 )
 
 
+def at_home(path: str, what: str) -> Path:
+    """Expand ``~`` in the path of what may be made there: in a directory called ``~`` it would not be found.
+
+    Raises:
+        InputError: nobody's home directory is known for it.
+    """
+    found = os.path.expanduser(path)
+    if found.startswith("~"):
+        whose = one_line(found.partition("/")[0], 100)
+        raise InputError(f"{what}: no home directory is known for {whose}", hint="write the path out")
+    return Path(found)
+
+
 def default_home(environ: Mapping[str, str]) -> Path:
-    """Return where images, bases and builds are kept: FIREBUILD_HOME, or else the user's data directory."""
+    """Return where images, bases and builds are kept: FIREBUILD_HOME, or else the user's data directory.
+
+    Raises:
+        InputError: the user has none, as a user id in a container that has no entry and no HOME.
+    """
     chosen = environ.get("FIREBUILD_HOME")
-    return Path(os.path.abspath(chosen)) if chosen else Path(platformdirs.user_data_dir("firebuild"))
+    if chosen:
+        return Path(os.path.abspath(chosen))
+    try:
+        found = Path(platformdirs.user_data_dir("firebuild"))
+    except RuntimeError:
+        found = Path()
+    if not found.is_absolute():  # as older platformdirs answer
+        hint = "set FIREBUILD_HOME to a directory for the store, or HOME"
+        raise InputError("the store has no place: this user has no home directory", hint=hint)
+    return found

@@ -22,7 +22,7 @@ from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image.blobs import DIGEST, BlobStore
 from firebuild_bootstrap.image.content_store import place_of, unusable_store
 from firebuild_bootstrap.image.layouts import FilesInDirectory
-from firebuild_bootstrap.image.names import Reference
+from firebuild_bootstrap.image.names import Reference, at_home
 from firebuild_bootstrap.image.oci import (
     INDEX,
     MAX_DOCUMENT,
@@ -119,7 +119,7 @@ def parse_cache(text: str, *, export: bool) -> CacheSpec:
         tag, digest = members.pop("tag", "latest"), "" if export else members.pop("digest", "")
         if digest and DIGEST.fullmatch(digest) is None:
             raise InputError(f"expected a digest such as sha256:…, found {one_line(digest, 100)!r}")
-        spec = CacheSpec("local", directory=Path(os.path.expanduser(named)), tag=tag, digest=digest)
+        spec = CacheSpec("local", directory=at_home(named, f"{place} of a cache"), tag=tag, digest=digest)
     for name in members:
         raise InputError(
             f"there is no {one_line(name, 80)!r} for a cache of type={kind}", hint=f"write {form}"

@@ -67,7 +67,7 @@ def find_runtime(
     Works for system Pythons, virtual environments, pyenv, conda and editable installs: the base
     interpreter runs without `site`, and finds the same packages through PYTHONPATH.
     """
-    homes = {home or Path.home(), Path(os.path.expanduser("~root"))}
+    homes = {home or Path(os.path.expanduser("~")), Path(os.path.expanduser("~root"))}
     base = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
     package_root = str(Path(firebuild_bootstrap.__file__).resolve().parent.parent)
     entries = [*_useful(sys.path if search_path is None else search_path), package_root]

@@ -41,12 +41,21 @@ class AuditLogSettings(Settings):
 
     @property
     def file(self) -> Path:
-        """Where the lines go."""
+        """Where the lines go; raises `CAError` where there is no such place."""
         if self.path is not None:
-            return Path(os.path.expanduser(self.path))
+            from firebuild_pki.pem_files import expanded
+
+            return Path(expanded(self.path))
         import platformdirs
 
-        return platformdirs.user_state_path("firebuild") / "ca-audit.jsonl"
+        try:
+            found = platformdirs.user_state_path("firebuild")
+        except RuntimeError:
+            found = Path()
+        if not found.is_absolute():  # as older platformdirs answer
+            hint = "set ca.audit-log.path"
+            raise CAError("the audit log has no place: this user has no home directory", hint=hint)
+        return found / "ca-audit.jsonl"
 
 
 @hookimpl

@@ -21,7 +21,7 @@ from firebuild_pki.chain import parse_certificates
 from firebuild_pki.errors import AuthorityClosed, CAError
 from firebuild_pki.hookspecs import hookimpl
 from firebuild_pki.keys import CAKeyType, CAPrivateKey, make_ca_keys, private_key_pem
-from firebuild_pki.pem_files import Source, read
+from firebuild_pki.pem_files import Source, expanded, read
 from firebuild_pki.provider import (
     Capability,
     CAProvider,
@@ -148,7 +148,7 @@ class _KeptCA:
     """
 
     def __init__(self, directory: str, key_type: CAKeyType, lifetime: timedelta, backdate: timedelta) -> None:
-        self._directory = os.path.abspath(os.path.expanduser(directory))
+        self._directory = os.path.abspath(expanded(directory))
         self._key_type = key_type
         self._lifetime = lifetime
         self._backdate = backdate
