@@ -67,6 +67,15 @@ def _constraints(ca: x509.Certificate) -> Constraints | None:
     return None if value is None else Constraints(ca, value)
 
 
+def restricts_subjects(authorities: Iterable[x509.Certificate]) -> bool:
+    """Tell whether one of some CAs permits certain subjects only; a certificate without one is within."""
+    return any(
+        isinstance(base, x509.DirectoryName)
+        for constraints in constraints_of(authorities)
+        for base in constraints.value.permitted_subtrees or ()
+    )
+
+
 def name_problem(chain: Chain) -> str | None:
     """Hold all names of a path against the name constraints above them; return what is wrong, or None."""
     path = (*chain.certificates, chain.anchor)

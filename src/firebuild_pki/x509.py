@@ -156,6 +156,7 @@ def make_leaf(
     profile: Profile,
     dns_names: Sequence[str],
     uri_names: Sequence[str] = (),
+    nameless: bool = False,
 ) -> x509.Certificate:
     """Make the certificate of one end of a connection.
 
@@ -166,8 +167,9 @@ def make_leaf(
         profile: decides the extended key usage.
         dns_names: the identity; the first one is the common name where it is short enough.
         uri_names: URIs besides or in place of DNS names, such as a SPIFFE ID.
+        nameless: leave the subject empty, where a CA above has an opinion of subjects.
     """
-    subject = leaf_subject(dns_names)
+    subject = leaf_subject(() if nameless else dns_names)
     limited = validity.within(issuer.certificate)
     builder = _builder(subject, issuer.certificate.subject, public_key, limited)
     builder = (

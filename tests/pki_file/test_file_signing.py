@@ -263,6 +263,21 @@ def test_constraints_of_the_ca_are_named_with_its_file(constraint: str, shop: Sh
         assert "ca.name_suffix" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize("trusted", [[], ["ca.pem"]], ids=["root", "ca"])
+def test_below_a_ca_that_permits_certain_subjects_certificates_have_none(
+    trusted: list[str], shop: Shop
+) -> None:
+    restricted = f"{CA}\nnameConstraints=critical,permitted;dirName:dn,permitted;DNS:firebuild.internal"
+    shop.root("root", extensions=CA)
+    shop.issue("ca", by="root", extensions=f"{restricted}\n[dn]\nO=Operator")
+    block = {"ca_cert": shop.path("ca.pem"), "ca_key": shop.path("ca.key"), "chain": shop.path("root.pem")}
+    with opened(block, anchors=[shop.path(one) for one in trusted]) as authority:
+        server, guest = authority.issue_server(), authority.issue_guest()
+        assert handshake(server, guest).server_name == "b.firebuild.internal"
+        assert authority.warnings == ()
+    assert not certificates(server.certificate_chain_pem)[0].subject.rdns
+
+
 @pytest.mark.parametrize("domain", [".firebuild.internal", "firebuild.internal", ".internal"])
 def test_name_constraints_with_and_without_a_leading_dot_are_understood(domain: str, shop: Shop) -> None:
     cert = shop.root("ca", extensions=f"{CA}\nnameConstraints=critical,permitted;DNS:{domain}")

@@ -50,7 +50,7 @@ from firebuild_pki.providers.file.certificates import (
 )
 from firebuild_pki.providers.file.pairs import ReadyPairs, load_ready_pairs
 from firebuild_pki.providers.file.settings import FileSettings, Way, notes_about, way_of
-from firebuild_pki.rfc5280 import authority_problem, name_problem, policy_problem
+from firebuild_pki.rfc5280 import authority_problem, name_problem, policy_problem, restricts_subjects
 from firebuild_pki.verify import Expectation, Trust, verify_certificate
 from firebuild_pki.x509 import USAGE, Issuer, Validity, make_leaf, to_pem
 
@@ -270,6 +270,7 @@ class SigningCA:
             profile=request.profile,
             dns_names=request.dns_names,
             uri_names=request.uri_names,
+            nameless=restricts_subjects(certificates_of((self.ca, *self.path.issuers, self.path.reached))),
         )
         self._must_hold(leaf, request, now)
         return leaf
@@ -341,8 +342,17 @@ def _permits(ca: Found, path: Path, context: ProviderContext) -> bool:
         Validity.starting(context.clock(), timedelta(hours=1), backdate=timedelta(0)),
     )
     issuers = certificates_of(() if path.reached.certificate == ca.certificate else (ca, *path.issuers))
+    nameless = restricts_subjects((*issuers, path.reached.certificate))
     for profile in Profile:
-        leaf = make_leaf(key.public_key(), issuer, validity, profile=profile, dns_names=names, uri_names=uris)
+        leaf = make_leaf(
+            key.public_key(),
+            issuer,
+            validity,
+            profile=profile,
+            dns_names=names,
+            uri_names=uris,
+            nameless=nameless,
+        )
         chain = Chain(leaf, tuple(issuers), path.reached.certificate)
         if name_problem(chain) or policy_problem(chain) or authority_problem(chain, USAGE[profile]):
             return False
