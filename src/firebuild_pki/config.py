@@ -217,7 +217,7 @@ class _Blocks:
 
     def _sort_blocks(self, data: Mapping[str, Any]) -> None:
         plugins = self.catalog.provider_names | self.catalog.observer_names
-        for key in data.keys() - self._known:
+        for key in (key for key in data if key not in self._known):
             # environment variables cannot have the dash of a name like my-ca
             name = key if key in plugins else key.replace("_", "-")
             if name not in plugins:
@@ -225,6 +225,9 @@ class _Blocks:
                 self._add((key,), "neither a setting nor an installed plugin", hint, key=True)
             elif data[key] is not None and not isinstance(data[key], Mapping | BaseModel):
                 self._add((key,), f"expected a mapping, found {kind_of(data[key])}")
+            elif name in self.written_as:
+                message = f"the settings of {name} are here twice, also as {self.written_as[name]}"
+                self._add((key,), message, "keep one of the two", key=True)
             else:
                 self.data[name], self.written_as[name] = data[key], key
 

@@ -20,12 +20,15 @@ import pytest
 from firebuild_pki import (
     CAError,
     CAEvent,
+    CASettings,
     EventKind,
     MaterialError,
     PluginCatalog,
     Profile,
     SettingsError,
     open_authority,
+    parse_document,
+    validate,
 )
 from firebuild_pki.observers.audit_log import MAX_REASON, AuditLogSettings, append, line_of
 from pki.tools import NOW, Clock, ca_settings, entry, leaf_of
@@ -111,6 +114,13 @@ def no_umask() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_umask")
+def test_settings_that_are_spelled_in_two_ways_are_not_chosen_from() -> None:
+    text = "ca:\n  observers: [audit-log]\n  audit_log: {path: a}\n  audit-log: {path: b}\n"
+    words = r"c\.yaml:4:3: ca\.audit-log: the settings of audit-log are here twice, also as audit_log"
+    with pytest.raises(SettingsError, match=words):
+        validate(CASettings, parse_document(text, source="c.yaml"), "ca")
+
+
 def test_a_log_in_the_home_of_nobody_is_an_error() -> None:
     with pytest.raises(CAError, match="no home directory is known for ~nobody-here"):
         _ = AuditLogSettings(path="~nobody-here/log").file
