@@ -104,7 +104,7 @@ def _parse_duration(value: object) -> object:
         text = f'expected a duration of zero or more, found "{one_line(value, 100)}"'
         raise PydanticCustomError("duration", "{text}", {"text": text})
     if parsed > _LONGEST:
-        text = f'expected a duration of {_LONGEST.days * 24}h at most, found "{one_line(value, 100)}"'
+        text = f'expected a duration of 876000h at most, found "{one_line(value, 100)}"'
         raise PydanticCustomError("duration", "{text}", {"text": text})
     return parsed
 
