@@ -27,6 +27,22 @@ from firebuild_pki.display import one_line
 
 _REASON_LIMIT: Final = 4000
 _NO_ROOM: Final = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
+_READ_ONLY: Final = os.strerror(errno.EROFS)
+# What the C library, apt, curl, git, wget, BusyBox, apk, Go and Node.js say.
+_NO_NETWORK: Final = tuple(
+    words.lower()
+    for words in (
+        os.strerror(errno.ENETUNREACH),
+        "Temporary failure in name resolution",
+        "Temporary failure resolving",
+        "Could not resolve host",
+        "unable to resolve host address",
+        "bad address '",
+        "DNS: transient error",
+        "dial tcp: lookup",
+        "EAI_AGAIN",
+    )
+)
 
 
 def explained(
@@ -56,16 +72,27 @@ def explained(
     )
 
 
-def with_room(error: StepFailed, machine: Machine, output: Sequence[str] = ()) -> StepFailed:
-    """Return the error, with what to do where its reason, or what its step wrote last, is a full disk.
+def with_remedy(
+    error: StepFailed, machine: Machine, output: Sequence[str] = (), *, networked: bool = True
+) -> StepFailed:
+    """Return the error, with what to do where its reason, or what its step wrote last, is of the machine.
+
+    That is a full disk, a root file system that can't be written, or no network.
 
     Args:
         error: as the guest reported it.
         machine: in which it happened.
         output: last lines of the step.
+        networked: whether the step has the network of the machine.
     """
-    if error.hint is None and any(words in text for text in (error.message, *output) for words in _NO_ROOM):
+    if error.hint is not None:
+        return error
+    if any(words in text for text in (error.message, *output) for words in _NO_ROOM):
         error.hint = machine.no_room()
+    elif _READ_ONLY in error.message:
+        error.hint = "vminit has to write there: boot the machine with `rw`, or `mount -o remount,rw /` in it"
+    elif any(words in line.lower() for line in output for words in _NO_NETWORK):
+        error.hint = machine.no_network() if networked else "the step has no network: it says --network=none"
     return error
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from firebuild_bootstrap.errors import FirebuildError, GuestLost, InputError, StepFailed
 from firebuild_bootstrap.events import EventSink, Notice
-from firebuild_bootstrap.failures import with_room
+from firebuild_bootstrap.failures import with_remedy
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.identities import IdentityRequest, MachineIdentity
 from firebuild_bootstrap.image.config import ImageConfig
@@ -358,7 +358,7 @@ class _Run:
         if isinstance(outcome.error, GuestLost):
             raise GuestLost(outcome.error.message, hint=outcome.error.hint or machine.silence() or None)
         if isinstance(outcome.error, StepFailed):
-            raise with_room(outcome.error, machine)
+            raise with_remedy(outcome.error, machine)
         outcome.raise_for_failure()
         if self._console.exit_code is None:
             raise GuestLost("the guest reported success, and no exit status")

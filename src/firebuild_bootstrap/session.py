@@ -19,7 +19,7 @@ from firebuild_bootstrap.events import (
     StepFinished,
     StepStarted,
 )
-from firebuild_bootstrap.failures import FailureArtifacts, explained, located, with_room
+from firebuild_bootstrap.failures import FailureArtifacts, explained, located, with_remedy
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.layertrees import LayerSink
 from firebuild_bootstrap.machine.base import Machine, Taken
@@ -188,7 +188,11 @@ class Sessions:
         outcome = await_outcome(server, machine, self.home.check)
         if isinstance(outcome.error, StepFailed):
             output = self.events.last_lines(outcome.step)
-            error = with_room(outcome.error, machine, output)
+            alone = any(
+                isinstance(each, RunCommand) and each.network == "none" and each.step == outcome.step
+                for each in work.commands
+            )
+            error = with_remedy(outcome.error, machine, output, networked=not alone)
             raise explained(error, work.steps, work.total, self.dockerfile, output)
         if isinstance(outcome.error, GuestLost) and (silence := machine.silence()):
             raise GuestLost(outcome.error.message, hint=silence)

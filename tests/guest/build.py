@@ -97,6 +97,7 @@ class Build:
     key_override: str | None = None
     block_changes: dict[str, str | None] = field(default_factory=dict)
     arguments: list[str] = field(default_factory=list)
+    read_only: bool = False
 
     def start(self, *commands: wire.AnyCommand | str, python: Sequence[str] = ()) -> Running:
         self.server.commands = list(commands)
@@ -112,7 +113,7 @@ class Build:
             *self.runtime.binds,
             *self.extra_binds,
             Bind(socket.parent, "/run/firebuild"),
-            Bind(self.image, "/image", read_only=False),
+            Bind(self.image, "/image", read_only=self.read_only),
         ]
         measured = Measured.current(self.directory)
         argv = self.runtime.module("firebuild_bootstrap.guest.main")

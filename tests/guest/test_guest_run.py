@@ -18,6 +18,7 @@ from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.guest.enter import Launcher
 from firebuild_bootstrap.sandbox import IdMap
 from guest.build import Build, run_command, workdir_command
+from support import REPO
 
 pytestmark = pytest.mark.needs("bwrap", "busybox")
 
@@ -268,6 +269,13 @@ def test_mount_points_that_were_missing_are_gone_afterwards(build: Build) -> Non
     before = sorted(path.name for path in build.image.rglob("*"))
     build.succeed(run_command("cat /proc/version /etc/resolv.conf /etc/hosts; ls /dev/null"))
     assert sorted(path.name for path in build.image.rglob("*")) == before
+
+
+def test_a_root_that_is_mounted_read_only_is_an_error_with_the_path(build: Build) -> None:
+    build.read_only = True
+    error = build.fail(run_command("true")).error
+    assert error == "/proc: Read-only file system"
+    assert error in (REPO / "docs/troubleshooting.md").read_text("utf-8")
 
 
 HOSTS = "etc/hosts"

@@ -298,7 +298,7 @@ def make_place(
                 raise BadMount(f"mount {path}: it leads into /proc, which a RUN needs as it is")
             if place.status() is not None or not may(place.directory):
                 continue
-            with unseen(place.directory):
+            with unseen(place):
                 if directory or length < len(names):
                     root.make_directory(place.path, Metadata(mode=0o755))
                 else:

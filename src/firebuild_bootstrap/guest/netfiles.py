@@ -53,12 +53,12 @@ def _lent(root: Root, path: str, content: bytes) -> Iterator[None]:
         if place.status() is not None and (own is None or stat.S_ISDIR(own.mode)):
             yield  # a directory, a device, a file beyond all measure: an odd image may have its way
             return
-        with unseen(place.directory):
+        with unseen(place):
             loan = _Loan.begin(place, content, own)
         try:
             yield
         finally:
-            with unseen(place.directory):
+            with unseen(place):
                 written = loan.end(place)
             loan.close()
         if written is not None:

@@ -90,7 +90,7 @@ class Provider:
             OSError: it can't be removed.
         """
         if self._inside:
-            with self._root.locate(f"/{self._inside}", follow=False) as place, unseen(place.directory):
+            with self._root.locate(f"/{self._inside}", follow=False) as place, unseen(place):
                 remove_directory(place.name, place.directory)
             self._inside = ""
 
@@ -146,7 +146,7 @@ class Provider:
             return self._outside
         if not self._inside:
             name = f".firebuild-{os.urandom(8).hex()}"
-            with self._root.locate(f"/{name}", follow=False) as place, unseen(place.directory):
+            with self._root.locate(f"/{name}", follow=False) as place, unseen(place):
                 os.mkdir(name, 0o700, dir_fd=place.directory)
             self._inside = name
         return os.path.join(self._root.path, self._inside)
@@ -343,7 +343,7 @@ def mount_points(
             with (
                 suppress(FileNotFoundError, NotADirectoryError),
                 root.locate(path, follow=False) as place,
-                unseen(place.directory),
+                unseen(place),
             ):
                 root.remove_if_empty(path)
 

@@ -204,14 +204,27 @@ def _components(path: str) -> list[str]:
 
 
 @contextmanager
-def unseen(directory: int) -> Iterator[None]:
-    """Keep what is done to the entries of a directory out of its modification time."""
-    before = os.stat(".", dir_fd=directory)
+def unseen(place: Place) -> Iterator[None]:
+    """Keep what is done to the entries of a place's directory out of its modification time.
+
+    Raises:
+        OSError: what the block raises; it names the place where it names no path from the root.
+    """
+    before = os.stat(".", dir_fd=place.directory)
+
+    def restore() -> None:
+        os.utime(".", ns=(before.st_atime_ns, before.st_mtime_ns), dir_fd=place.directory)
+
     try:
         yield
-    finally:
-        with suppress(FileNotFoundError):  # it was removed itself
-            os.utime(".", ns=(before.st_atime_ns, before.st_mtime_ns), dir_fd=directory)
+    except BaseException as error:
+        with suppress(OSError):  # what went wrong before counts
+            restore()
+        if not isinstance(error, OSError) or not error.errno or str(error.filename or "").startswith("/"):
+            raise
+        raise OSError(error.errno, error.strerror, place.path) from error
+    with suppress(FileNotFoundError):  # it was removed itself
+        restore()
 
 
 def set_metadata(descriptor: int, metadata: Metadata) -> None:

@@ -239,6 +239,10 @@ class Machine(ABC):
         """Say what to do where a step finds no room."""
         return "if the machine's drive is full: machine.disk_size has its size"
 
+    def no_network(self) -> str:
+        """Say what to do where a step reaches no other machine, or can't look up a name."""
+        return "the machine's network is that of who starts it: look at its routes and its /etc/resolv.conf"
+
     @abstractmethod
     def close(self) -> None:
         """Stop, and remove everything that belongs to the machine. Idempotent."""

@@ -229,6 +229,10 @@ class LocalMachine(Machine):
         """Say where the root file system lies, and how to make room there; see `Machine.no_room`."""
         return f"if the disk of {self._workspace.path} is full: {MAKE_ROOM}"
 
+    def no_network(self) -> str:
+        """Say whose network it is; see `Machine.no_network`."""
+        return "a RUN has the network and the /etc/resolv.conf of this host: does the name resolve here?"
+
     def close(self) -> None:
         """Stop and remove everything; see `Machine.close`."""
         try:
