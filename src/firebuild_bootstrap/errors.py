@@ -90,6 +90,13 @@ class FirebuildError(_Described, Exception):
     """
 
 
+def hint_before(hint: str | None) -> str:
+    """Return a hint for another one to follow it, with what stands between the two; empty for none."""
+    if not hint:
+        return ""
+    return f"{hint} " if hint.endswith("?") else f"{hint}; "
+
+
 class InputError(FirebuildError):
     """The Dockerfile, the build context, the configuration or an argument is wrong."""
 

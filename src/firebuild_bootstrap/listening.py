@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from typing import Final
 
@@ -10,8 +12,13 @@ from firebuild_bootstrap.errors import InputError
 _BACKLOG: Final = 64
 
 
-def listen(host: str, port: int = 0) -> socket.socket:
+def listen(host: str, port: int = 0, *, setting: str = "bootstrap.bind") -> socket.socket:
     """Open a listening TCP socket; port 0 picks a free one.
+
+    Args:
+        host: address of this host.
+        port: the port there.
+        setting: that both come from.
 
     Raises:
         InputError: the address cannot be bound.
@@ -20,10 +27,35 @@ def listen(host: str, port: int = 0) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise InputError(
-            f"the bootstrap server cannot listen on {host} port {port}: {error.strerror}",
-            hint="bootstrap.bind has to be an address of this host; port 0 picks a free port",
+        raise unusable_address(
+            f"the bootstrap server cannot listen on {host} port {port}",
+            error,
+            port,
+            f"{setting} has to be an address of this host",
         ) from error
+
+
+def unusable_address(message: str, error: Exception, port: int, otherwise: str) -> InputError:
+    """Return the error of an address that can't be listened on.
+
+    Args:
+        message: which.
+        error: says why.
+        port: which of the address.
+        otherwise: what to do where it is not the port.
+    """
+    # Python's own text of such an error repeats the address.
+    number = None if isinstance(error, socket.gaierror) else getattr(error, "errno", None)
+    why = os.strerror(number) if number else getattr(error, "strerror", None) or str(error)
+    hint = otherwise
+    if number == errno.EADDRINUSE:
+        hint = f"`ss -ltnp 'sport = :{port}'` shows who has the port; end that, or choose another port"
+    elif number in (errno.EACCES, errno.EPERM):
+        hint = (
+            "ports below net.ipv4.ip_unprivileged_port_start, which is 1024 by default, are root's: "
+            "choose a higher one"
+        )
+    return InputError(f"{message}: {why}", hint=hint)
 
 
 def format_address(address: tuple[object, ...]) -> str:

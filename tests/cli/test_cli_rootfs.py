@@ -17,6 +17,7 @@ from firebuild_bootstrap.cli.output import write_atomically
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image import outputs
 from firebuild_bootstrap.sandbox import detect
+from support import REPO
 
 pytestmark = pytest.mark.needs("userns")
 
@@ -262,6 +263,7 @@ def test_a_missing_dockerfile_is_named_with_its_path(cli: Cli) -> None:
 def test_a_program_that_the_outputs_need_is_looked_for_before_anything_starts(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    usual = outputs.PROGRAMS_PATH
     monkeypatch.setattr(outputs, "PROGRAMS_PATH", str(tmp_path))
     dockerfile("FROM scratch\nCOPY Dockerfile /\n")
     for form, program, package in (
@@ -269,9 +271,12 @@ def test_a_program_that_the_outputs_need_is_looked_for_before_anything_starts(
         ("squashfs", "sqfstar", "squashfs-tools"),
     ):
         done = cli("rootfs", "--tag", "t/lost:1", "--output", form, status=6)
-        assert f"--output {form} needs the program {program}, which was not found" in done.err
-        assert f"install the package {package}" in done.err
+        assert f"--output {form} needs the program {program}, which is not in {tmp_path}" in done.err
+        assert f"install the package {package}; no other directories are searched" in done.err
         assert done.out == ""
+        if form == "erofs":
+            page = (REPO / "docs/troubleshooting.md").read_text("utf-8")
+            assert done.err.replace(str(tmp_path), usual).strip() in page
     assert cli("rootfs", "--tag", "t/kept:1").err == ""
 
 

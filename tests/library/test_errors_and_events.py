@@ -18,9 +18,11 @@ from firebuild_bootstrap.errors import (
     OutputError,
     StepFailed,
     exit_status_of,
+    hint_before,
 )
 from firebuild_bootstrap.events import Event, EventBus, Notice, StepOutput
-from firebuild_bootstrap.failures import explained
+from firebuild_bootstrap.failures import explained, with_remedy
+from firebuild_bootstrap.machine.base import Machine
 from firebuild_pki import IdentityError, ProviderError, SettingsError
 from firebuild_pki.errors import Problem
 
@@ -44,6 +46,48 @@ from firebuild_pki.errors import Problem
 )
 def test_every_kind_of_error_has_its_exit_status(error: BaseException, status: int) -> None:
     assert exit_status_of(error) == status
+
+
+@pytest.mark.parametrize(
+    ("hint", "joined"),
+    [(None, "go"), ("", "go"), ("log in", "log in; go"), ("is it right?", "is it right? go")],
+)
+def test_hints_are_joined_as_sentences(hint: str | None, joined: str) -> None:
+    assert f"{hint_before(hint)}go" == joined
+
+
+class OneMachine(Machine):
+    """A machine of which only its advice is asked."""
+
+    listen = prepare = start = wait = stop = tree = keep = close = None  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("message", "output", "hint"),
+    [
+        ("status 1", ["cat: x: No such file"], ""),
+        ("status 1", ["dd: No space left on device"], "machine.disk_size"),
+        ("/proc: Read-only file system", [], "`mount -o remount,rw /`"),
+        ("status 1", ["sh: cannot create /x: Read-only file system"], ""),
+        ("status 6", ["curl: (6) Could not resolve host: example.org"], "/etc/resolv.conf"),
+        ("status 100", ["W: Temporary failure resolving 'deb.example'", "E: failed"], "/etc/resolv.conf"),
+        ("status 1", ["connect: Network is unreachable"], "/etc/resolv.conf"),
+        ("status 1", ["wget: bad address 'example.org'"], "/etc/resolv.conf"),
+    ],
+)
+def test_what_a_step_says_of_its_machine_has_a_remedy(message: str, output: list[str], hint: str) -> None:
+    found = with_remedy(StepFailed(message), OneMachine(), output).hint
+    assert hint in (found or "")
+    assert bool(hint) == bool(found)
+
+
+def test_a_step_that_asked_for_no_network_is_told_so() -> None:
+    failed = with_remedy(StepFailed("x"), OneMachine(), ["Network is unreachable"], networked=False)
+    assert failed.hint == "the step has no network: it says --network=none"
+    assert with_remedy(StepFailed("x", hint="y"), OneMachine(), ["No space left on device"]).hint == "y"
 
 
 def test_exit_statuses_are_those_that_are_documented() -> None:

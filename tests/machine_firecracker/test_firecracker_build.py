@@ -330,6 +330,7 @@ def test_a_guest_ends_by_itself_when_it_is_asked_to(
     assert "SIGKILL" not in ended.log
     assert waiting.stop() == ended
     assert waiting.layers() == ()
+    assert "machine.firecracker.network has the guest's gateway" in waiting.no_network()
     with pytest.raises(MachineError, match="did not send the layer of every step"):
         waiting.tree()
 

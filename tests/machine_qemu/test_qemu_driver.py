@@ -177,6 +177,12 @@ def test_the_accelerator_is_tried_unless_it_is_chosen(make: Make, monkeypatch: p
         machine.close()
 
 
+def test_a_step_without_a_network_is_told_the_setting(make: Make) -> None:
+    assert (
+        make("exit 1").no_network() == "the machine has no network: machine.qemu.network: user gives it one"
+    )
+
+
 def test_a_machine_with_a_network_has_a_gateway_and_name_servers(make: Make, tmp_path: Path) -> None:
     require(os.access(TUN, os.R_OK | os.W_OK), f"needs {TUN}: modprobe tun")
     script = 'echo "$@"; case "$*" in *"-M none"*) exec sleep 60;; esac'
@@ -184,6 +190,7 @@ def test_a_machine_with_a_network_has_a_gateway_and_name_servers(make: Make, tmp
     machine = make(script, network="user", name_servers=["192.0.2.53"], serial_log=str(log))
     run(machine)
     assert " ip=169.254.0.15::169.254.169.254:255.255.0.0:::off:192.0.2.53 " in log.read_text()
+    assert "machine.qemu.name_servers" in machine.no_network()
 
 
 def test_a_machine_whose_network_has_ended_does_not_start(make: Make) -> None:

@@ -13,7 +13,7 @@ from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.machine.base import PublishedPort
 from firebuild_bootstrap.machine.qemu import publishing
 from firebuild_bootstrap.machine.qemu.publishing import Publisher
-from support import eventually
+from support import REPO, eventually
 
 
 @pytest.fixture
@@ -132,8 +132,10 @@ def test_an_address_that_is_taken_or_of_another_host_is_refused() -> None:
         both = [PublishedPort("127.0.0.1", free_port(), 80), PublishedPort("127.0.0.1", port, 80)]
         with pytest.raises(
             InputError, match=f"127.0.0.1:{port} can't be listened on: Address already in use"
-        ):
+        ) as refused:
             Publisher(both)
+        page = (REPO / "docs/troubleshooting.md").read_text("utf-8")
+        assert str(refused.value).replace(str(port), "8080") in page
         socket.create_server(("127.0.0.1", both[0].host)).close()  # the first was given free
     with pytest.raises(InputError, match=r"192.0.2.1:80 can't be listened on: "):
         Publisher([PublishedPort("192.0.2.1", 80, 80)])

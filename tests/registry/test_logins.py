@@ -78,12 +78,15 @@ def test_a_refused_login_says_whose_it_was(small: Small, client: Client) -> None
         f"{small.host}: the manifest of web:1: it is not there, or wants a login: 401 Unauthorized"
     )
     assert error.hint == (
-        f"there is no login for {small.host}: `docker login {small.host}`, "
+        f"there is no login for {small.host}: `docker login {small.host}` or `podman login {small.host}`, "
         "or username and password in registries.hosts"
     )
     client.environ["REGISTRY_PASSWORD"] = "wrong"
     error = refused(client.registries(special={small.host: LOGIN}), f"{small.host}/web:1")
-    assert error.hint == f"the login of registries.hosts of {small.host} is not enough for that"
+    assert error.hint == (
+        f"the login comes from registries.hosts of {small.host}: is its password right, "
+        "and may this user do that there?"
+    )
     assert "wrong" not in str(error)
 
 

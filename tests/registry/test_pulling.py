@@ -16,6 +16,7 @@ from firebuild_bootstrap.image.blobs import BlobError
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.oci import INDEX, LAYER, MANIFEST, Descriptor, canonical
 from firebuild_bootstrap.image.platforms import Platform
+from firebuild_bootstrap.registry import transport
 from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.pull import Pulled, Registries, side_by_side
 from registry.conftest import Client
@@ -495,6 +496,30 @@ def test_plain_http_is_spoken_on_loopback(client: Client) -> None:
             f"if it speaks plain http, set address: {plain.url} in registries.hosts of {plain.host}"
         )
         pull(client.registries(special={plain.host: {"address": plain.url}}), client, f"{plain.host}/web:1")
+
+
+def test_plain_http_of_another_machine_is_refused_with_what_to_do_instead(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        transport, "is_safe", lambda _: False
+    )  # as for an address that is not of this machine
+    with small_registry(None) as plain:
+        error = failure(client.registries(), client, f"{plain.host}/web:1")
+    assert error.hint is not None
+    assert "plain http is spoken on this machine only" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [(403, "may not do that there"), (404, "is the name right"), (429, "log in"), (503, "its log says why")],
+)
+def test_the_status_of_an_answer_says_what_to_do(
+    small: Small, client: Client, status: int, remedy: str
+) -> None:
+    small.behaviours.append(always("/manifests/", lambda handler: handler.answer(status)))
+    error = failure(client.registries(small.host, attempts=1), client, f"{small.host}/web:1")
+    assert remedy in (error.hint or "")
 
 
 def test_an_interruption_ends_a_pull_at_once(small: Small, client: Client, ca: CA) -> None:

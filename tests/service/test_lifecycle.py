@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import socket
 import ssl
@@ -20,8 +21,8 @@ import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.errors import FirebuildError, MachineError
-from firebuild_bootstrap.listening import listen
+from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
+from firebuild_bootstrap.listening import listen, unusable_address
 from firebuild_bootstrap.service import BootstrapServer, Limits
 from firebuild_pki import TLSMaterial, open_authority
 from support import ending_of, privately
@@ -139,7 +140,18 @@ def test_ipv6_loopback_works(serve: Any) -> None:
 def test_an_address_of_another_host_is_an_error(host: str) -> None:
     with pytest.raises(FirebuildError, match="cannot listen on") as failed:
         listen(host)
-    assert failed.value.hint is not None
+    assert failed.value.hint == "bootstrap.bind has to be an address of this host"
+
+
+def test_a_port_that_is_taken_is_an_error_that_says_how_to_find_who_has_it() -> None:
+    with listen("127.0.0.1") as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"port {port}: Address already in use") as failed:
+            listen("127.0.0.1", port)
+    assert (failed.value.hint or "").startswith(f"`ss -ltnp 'sport = :{port}'` shows who has the port")
+    denied = unusable_address("x", PermissionError(errno.EACCES, "Permission denied"), 80, "")
+    assert denied.message == "x: Permission denied"
+    assert "net.ipv4.ip_unprivileged_port_start" in (denied.hint or "")
 
 
 def test_material_that_tls_cannot_use_is_an_error_without_the_key(

@@ -13,7 +13,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, Final
 
-from firebuild_bootstrap.errors import MALFORMED, InputError, MachineError
+from firebuild_bootstrap.errors import MALFORMED, InputError, MachineError, hint_before
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.content_store import ContentStore, Key, readable
@@ -345,10 +345,9 @@ class BaseStore:
             return InputError(
                 f"unknown base or image {plain}", hint=f"{known}; build it, or import it with {command}"
             )
-        remedy = f"{refused.hint}; " if refused.hint else ""
         return InputError(
             f"{plain} is not in the store, and can't be pulled: {refused.message}",
-            hint=f"{remedy}{_nearest(plain, names)}{command} makes a base of files",
+            hint=f"{hint_before(refused.hint)}{_nearest(plain, names)}{command} makes a base of files",
         )
 
 

@@ -221,8 +221,8 @@ def require_program(what: str, program: str, package: str) -> None:
     """
     if shutil.which(program, path=PROGRAMS_PATH) is None:
         raise MachineError(
-            f"{what} needs the program {program}, which was not found",
-            hint=f"install the package {package}",
+            f"{what} needs the program {program}, which is not in {PROGRAMS_PATH}",
+            hint=f"install the package {package}; no other directories are searched",
         )
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
+from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError, hint_before
 from firebuild_bootstrap.image.layertrees import Layer
 from firebuild_bootstrap.machine.base import Machine
 
@@ -36,7 +36,7 @@ def pointing_to_doctor(
         yield
     except kinds as error:
         if settings.driver != "external" and DOCTOR not in (error.hint or ""):
-            error.hint = "; ".join(filter(None, (error.hint, DOCTOR)))
+            error.hint = f"{hint_before(error.hint)}{DOCTOR}"
         raise
 
 

@@ -57,6 +57,9 @@ _MAX_TOKEN: Final = 256 << 10
 _MAX_REDIRECTS: Final = 5
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 60.0
+_UNREACHED: Final = (
+    "is it running, and its address right? where only a proxy leads there, HTTPS_PROXY names that"
+)
 _PROGRESS: Final = 1 << 20
 _STORING: Final = 10
 # What may be otherwise a moment later (RFC 9110, section 15; 429 is of RFC 6585).
@@ -442,12 +445,15 @@ class Registry:
         if credentials is None:  # whoever may not see something is not told whether it is there
             why = "it is not there, or wants a login"
             hint = (
-                f"there is no login for {self.host}: `docker login {self.host}`, "
-                f"or username and password in registries.hosts"
+                f"there is no login for {self.host}: `docker login {self.host}` or "
+                f"`podman login {self.host}`, or username and password in registries.hosts"
             )
         else:
             why = "it refuses the login" + (f" at {shown_url(realm)}" if realm else "")
-            hint = f"the login of {one_line(credentials.source)} is not enough for that"
+            hint = (
+                f"the login comes from {one_line(credentials.source)}: is its password right, "
+                "and may this user do that there?"
+            )
         said = error_words(body) or f"{status} {HTTPStatus(status).phrase}"  # an answer to HEAD has no body
         return RegistryError(f"{self.host}: {what}: {why}: {said}", hint=hint, status=status)
 
@@ -464,6 +470,7 @@ class Registry:
         wait = f"; it asks to wait for {counted(after, 'second')}" if after else ""
         return RegistryError(
             f"{self.host}: {what}: it answered {status} {phrase}{f': {said}' if said else ''}{wait}",
+            hint=_remedy(status),
             status=status,
             passing=status in _PASSING,
             after=after,
@@ -489,7 +496,9 @@ class Registry:
                     hint="is the name right, and this machine connected to the network?",
                     passing=cause.errno == socket.EAI_AGAIN,
                 )
-        return RegistryError(f"{self.host}: {what}{at}: {connection_words(chain)}", passing=True)
+        return RegistryError(
+            f"{self.host}: {what}{at}: {connection_words(chain)}", hint=_UNREACHED, passing=True
+        )
 
     def _tls_failure(self, url: str, error: ssl.SSLError) -> tuple[str, str | None, bool]:
         """Return words, a hint, and whether it may be otherwise a moment later."""
@@ -498,7 +507,11 @@ class Registry:
         entry = f"registries.hosts of {self.host}"
         match fault:
             case TlsFault.NAME:
-                hint = "use a name that the certificate has"
+                hint = (
+                    "use a name that the certificate has: "
+                    f"`openssl s_client -connect {urlsplit(url).netloc} </dev/null "
+                    "| openssl x509 -noout -ext subjectAltName`"
+                )
             case TlsFault.TIME:
                 hint = "its certificate has to be renewed, or the clock of this machine be set"
             case TlsFault.ISSUER:
@@ -509,9 +522,28 @@ class Registry:
                 words += f": the issuer {issuer} is missing" if issuer else ""
             case TlsFault.PLAIN if is_safe(plain := f"http://{urlsplit(url).netloc}"):
                 hint = f"if it speaks plain http, set address: {plain} in {entry}"
+            case TlsFault.PLAIN:
+                hint = (
+                    "plain http is spoken on this machine only: give the registry a certificate, "
+                    "or forward a port of this machine to it (`ssh -L`)"
+                )
             case TlsFault.REFUSED:
                 hint = f"set cert_file and key_file in {entry} to a client certificate that it accepts"
         return words, hint, fault is TlsFault.CUT
+
+
+def _remedy(status: int) -> str | None:
+    """Return the hint for a status that no login and no second try changes."""
+    match status:
+        case HTTPStatus.FORBIDDEN:
+            return "the login, if there is one, may not do that there, or a proxy in between forbids it"
+        case HTTPStatus.NOT_FOUND:
+            return "is the name right, and the tag there?"
+        case HTTPStatus.TOO_MANY_REQUESTS:
+            return "log in, which often raises the limit, or name a mirror in registries.hosts"
+        case _ if status >= 500:
+            return "the registry itself has failed: its log says why; try again later"
+    return None
 
 
 @dataclass(frozen=True)

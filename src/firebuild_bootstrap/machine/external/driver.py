@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerSink
 from firebuild_bootstrap.listening import format_address, listen
 from firebuild_bootstrap.machine.base import (
@@ -82,12 +81,7 @@ class ExternalMachine(Machine):
     def listen(self) -> Listening:
         """Open the configured port, on any address; mutual TLS keeps others out. See `Machine.listen`."""
         host, port = split_host_port(self._settings.bind)
-        try:
-            listener = listen(host, port or 0)
-        except InputError as error:
-            raise InputError(
-                error.message, hint="machine.external.bind has to be an address and a free port of this host"
-            ) from error
+        listener = listen(host, port or 0, setting="machine.external.bind")
         address = format_address(listener.getsockname())
         if self._settings.advertise is not None:
             host, port = split_host_port(self._settings.advertise)

@@ -101,7 +101,7 @@ class FirecrackerMachine(VirtualMachine):
     def listen(self) -> Listening:
         """Make the network and open the port on its host side; see `Machine.listen`."""
         self._link = self._network.connect()
-        listener = listen(self._link.host)
+        listener = listen(self._link.host, setting="machine.firecracker.network.host")
         return Listening(listener, format_address(listener.getsockname()))
 
     def start(self, options: GuestOptions = GuestOptions()) -> None:  # noqa: B008 - frozen
@@ -145,6 +145,13 @@ class FirecrackerMachine(VirtualMachine):
         if any(line.strip() and not _LOG_LINE.match(line) for line in self._process.serial().splitlines()):
             return ""
         return no_instruction("use `--machine qemu` with machine.qemu.accelerator: tcg, or another host")
+
+    def no_network(self) -> str:
+        """Say which settings are the network's; see `Machine.no_network`."""
+        return (
+            "machine.firecracker.network has the guest's gateway and name_servers; "
+            "this host has to pass its packets on (docs/firecracker.md)"
+        )
 
     def close(self) -> None:
         """Stop and remove everything; see `Machine.close`."""

@@ -229,6 +229,12 @@ class QemuMachine(VirtualMachine):
             "its console is empty: is machine.qemu.kernel a kernel that QEMU's microvm boots (docs/qemu.md)?"
         )
 
+    def no_network(self) -> str:
+        """Say which setting gives a network; see `Machine.no_network`."""
+        if self._settings.network == "none":
+            return "the machine has no network: machine.qemu.network: user gives it one"
+        return "machine.qemu.name_servers names other DNS servers than this host's; IPv6 is not passed on"
+
     def close(self) -> None:
         """Stop and remove everything; see `Machine.close`."""
         try:

@@ -8,7 +8,6 @@ that QEMU forwards to the guest. There is no way in the other direction.
 from __future__ import annotations
 
 import ctypes
-import os
 import queue
 import socket
 import threading
@@ -17,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.listening import unusable_address
 from firebuild_bootstrap.machine.base import PublishedPort
 from firebuild_bootstrap.machine.qemu.command import GUEST
 
@@ -55,10 +54,11 @@ class Publisher:
                 listener = socket.create_server((port.address, port.host), backlog=64)
             except (OSError, OverflowError) as error:
                 self.close()
-                why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-                raise InputError(
-                    f"--publish: {port.address}:{port.host} can't be listened on: {why}",
-                    hint="choose another port or address of this host",
+                raise unusable_address(
+                    f"--publish: {port.address}:{port.host} can't be listened on",
+                    error,
+                    port.host,
+                    "choose an address of this host",
                 ) from error
             self._listeners.append((listener, _FIRST_INNER + number))
 
