@@ -205,7 +205,11 @@ class _Conversation:
                 said = one_line(output.decode("utf-8", "replace").strip(), _OUTPUT)
                 times = f"{counted(schedule.failures, 'check')} in a row failed, and the last"
                 which = times if schedule.failures > 1 else "the check"
-                raise NotReady(f"the image does not answer: {which} {how}{said and ': '}{said}")
+                raise NotReady(
+                    f"the image does not answer: {which} {how}{said and ': '}{said}",
+                    hint="--ready-start-period and --ready-retries give it longer; "
+                    "built without --ready, it can be tried with `firebuild run`",
+                )
         elif self._asking:
             if not self._killed and schedule.is_late(now):
                 self._killed = True
@@ -273,7 +277,10 @@ def await_answer(
     except NotReady as error:
         raise NotReady(talk.with_console(error.message), hint=error.hint) from None
     except StepFailed as error:
-        raise NotReady(f"the command of the image can't be executed: {error.message}") from error
+        raise NotReady(
+            f"the command of the image can't be executed: {error.message}",
+            hint="correct ENTRYPOINT and CMD; --target names another stage",
+        ) from error
     except GuestLost as error:
         raise GuestLost(talk.with_console(error.message), hint=error.hint) from error
     raise NotReady(

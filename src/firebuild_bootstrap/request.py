@@ -131,7 +131,8 @@ class Secret:
         """Check the size."""
         if len(self.value) > MAX_SECRET_BYTES:
             raise InputError(
-                f"a secret has more than {MAX_SECRET_BYTES} bytes, which is the most that can be passed on"
+                f"a secret has more than {MAX_SECRET_BYTES} bytes, which is the most that can be passed on",
+                hint="`RUN --mount=type=bind,from=NAME` with `--build-context NAME=DIR` takes larger files",
             )
 
 

@@ -190,7 +190,10 @@ class SecretRef(Settings):
         if self.env is not None:
             where, secret = f"the environment variable {self.env}", environ.get(self.env)
             if secret is None:
-                raise SecretError(f"expected a secret in {where}, but it is not set")
+                raise SecretError(
+                    f"expected a secret in {where}, but it is not set",
+                    hint="export it, or refer to a file: {file: PATH}",
+                )
         else:
             where = f"the file {self.file}"
             secret = self._read(where)
@@ -204,11 +207,20 @@ class SecretRef(Settings):
                 data = file.read(_MAX_SECRET + 1)
             text = data.decode("utf-8-sig")  # with the mark that editors of Windows put in front
         except OSError as error:
-            raise SecretError(f"cannot read a secret from {where}: {error.strerror}") from error
+            raise SecretError(
+                f"cannot read a secret from {where}: {error.strerror}",
+                hint="let this user read it, or refer to a variable: {env: NAME}",
+            ) from error
         except UnicodeDecodeError:
-            raise SecretError(f"expected a secret in {where}, but it is not UTF-8 text") from None
+            raise SecretError(
+                f"expected a secret in {where}, but it is not UTF-8 text",
+                hint="write the secret alone into it, as text",
+            ) from None
         if len(data) > _MAX_SECRET:
-            raise SecretError(f"expected a secret in {where}, but it has more than {_MAX_SECRET} bytes")
+            raise SecretError(
+                f"expected a secret in {where}, but it has more than {_MAX_SECRET} bytes",
+                hint="write the secret alone into it, as text",
+            )
         return text.removesuffix("\n").removesuffix("\r")
 
 

@@ -141,7 +141,10 @@ def verify_trust(bundle: TrustBundle, now: datetime) -> Trust:
         intermediates = links.read(bundle.intermediates_pem, "intermediates")
         for certificate in (*anchors, *intermediates):
             if not is_ca(certificate):
-                raise MaterialError(f"{describe(certificate)} in the trust bundle is not a CA")
+                raise MaterialError(
+                    f"{describe(certificate)} in the trust bundle is not a CA",
+                    hint="leave it out: the certificate of a CA has basicConstraints=critical,CA:TRUE",
+                )
         out = {one: reason for one in (*anchors, *intermediates) if (reason := out_of_date(one, now))}
         kept = tuple(dict.fromkeys(one for one in anchors if one not in out))
         if not kept:
@@ -315,7 +318,8 @@ def out_of_date(certificate: x509.Certificate, now: datetime) -> MaterialError |
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now > end:
         return MaterialError(
-            f"{describe(certificate)} expired at {end:%Y-%m-%d %H:%M:%SZ}, now is {now:%Y-%m-%d %H:%M:%SZ}"
+            f"{describe(certificate)} expired at {end:%Y-%m-%d %H:%M:%SZ}, now is {now:%Y-%m-%d %H:%M:%SZ}",
+            hint="renew it, or set the clock of this machine",
         )
     if now < start:
         return MaterialError(

@@ -335,6 +335,7 @@ def test_what_is_neither_is_one_message(
     stdin(content)
     done = cli("build", *arguments, status=2)
     assert done.first.startswith(message)
+    assert "\n  hint: " in done.err
     assert "root:" not in done.err
     assert nothing_is_left(cli)
 
@@ -361,7 +362,9 @@ def test_standard_input_is_read_up_to_a_limit(
     monkeypatch.setattr(stdin_module, "_CONTEXT_LIMIT", 2 << 20)
     monkeypatch.setattr(stdin_module, "_DOCKERFILE_LIMIT", 1 << 20)
     stdin(archive(Dockerfile=SCRATCH, large="x" * (3 << 20)))
-    assert "on standard input is larger than 2 MiB" in cli("build", "-", status=2).first
+    refused = cli("build", "-", status=2)
+    assert "on standard input is larger than 2 MiB" in refused.first
+    assert "hint: unpack it, and name the directory" in refused.err
     stdin(gzip.compress(archive(Dockerfile=SCRATCH, large="x" * (3 << 20))))
     assert "on standard input is larger than 2 MiB unpacked" in cli("build", "-", status=2).first
     stdin(b"#" * (1536 << 10))
@@ -431,9 +434,8 @@ def test_contexts_that_docker_would_fetch_are_refused_by_their_kind(
 
 
 def test_the_context_is_given_once(cli: Cli) -> None:
-    assert cli("build", "--context", "a", "b", status=2).first == (
-        "error: the build context is given twice: b and --context a"
-    )
+    twice = cli("build", "--context", "a", "b", status=2).err
+    assert twice.startswith("error: the build context is given twice: b and --context a\n  hint: leave one")
     Path("x.git").mkdir()
     Path("x.git/Dockerfile").write_text("FROM scratch\n")
     cli("build", "-q", *TAR, "x.git")

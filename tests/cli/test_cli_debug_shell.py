@@ -106,7 +106,9 @@ def test_a_terminal_that_hangs_up_ends_the_build(context: Path) -> None:
 
 def test_lines_of_json_do_not_share_a_terminal_with_a_shell(context: Path) -> None:
     with building(context, "--progress=rawjson") as user:
-        assert "--debug-shell and --progress rawjson can't be used together" in user.read()
+        said = user.read()
+        assert "--debug-shell and --progress rawjson can't be used together" in said
+        assert "hint: leave --progress out" in said
         assert user.status() == 2
 
 

@@ -207,5 +207,5 @@ def test_a_store_on_a_read_only_file_system_is_not_called_a_matter_of_rights(
 
 def test_a_directory_behind_a_dangling_link_can_not_be_made(here: Cli) -> None:
     assert here.home
-    with pytest.raises(InputError, match="dangling is a dangling symbolic link"):
+    with pytest.raises(InputError, match="dangling is a dangling symbolic link\n  hint: make what"):
         check_can_be_made(Path("dangling/below"))

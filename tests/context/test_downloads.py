@@ -81,6 +81,7 @@ def test_an_archive_from_the_web_is_not_unpacked(web: Web, context: BuildContext
 def test_an_error_page_never_becomes_the_file(web: Web, context: BuildContext, status: int) -> None:
     error = error_of(context, f"{web.url}/status/{status}")
     assert f"the server answered {status}" in error.message
+    assert (error.hint or "").startswith("is the URL right?")
 
 
 @pytest.mark.parametrize("status", [200, 203])

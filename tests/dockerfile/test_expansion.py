@@ -83,6 +83,9 @@ def test_a_failing_substitution_is_an_error_at_its_line(plan: Plan, word: str, m
     with pytest.raises(InputError) as caught:
         plan(f"FROM scratch\nENV v=value empty=\nENV R={word}\n")
     assert message in caught.value.message
+    assert ("write \\ before a $" in (caught.value.hint or "")) == (
+        "is not" not in message and "no-" not in message
+    )
     assert caught.value.location == Location("Dockerfile", 3)
 
 

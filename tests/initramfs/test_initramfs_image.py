@@ -154,7 +154,7 @@ def test_modules_lie_below_their_kernels_release_with_the_order_to_load_them(
     }
     assert found["vminit/modules/6.1.0-a/order"] == b"virtio_mmio.ko\nvirtio_blk.ko\nvirtio_net.ko\n"
     assert found["vminit/modules/6.1.0-b/virtio_net.ko"] == make_module("6.1.0-b")
-    with pytest.raises(InputError, match=r"modules of the same kernel: 6\.1\.0-a, 6\.1\.0-a"):
+    with pytest.raises(InputError, match=r"of the same kernel: 6\.1\.0-a, 6\.1\.0-a\n  hint: name one"):
         initramfs_image(tmp_path, runtime=small, kernel_modules=[folders[0], folders[0]])
 
 

@@ -100,7 +100,7 @@ def test_a_drive_that_is_mounted_while_it_is_read_is_not_taken(path: Path, works
     mount(path)
     unmount(path)
     mounting.set()
-    with pytest.raises(MachineError, match="was mounted again while it was read"):
+    with pytest.raises(MachineError, match="mounted again while it was read\n  hint: leave the drive alone"):
         drive.read(end_timeout=0)
 
 

@@ -179,8 +179,9 @@ def test_where_no_firecracker_answers_nothing_is_sent(tmp_path: Path, api: Firec
         FirecrackerTarget(tmp_path / "none").check()
     assert "--api-sock" in str(caught.value.hint)
     api.identity = {"name": "something else"}
-    with pytest.raises(MachineError, match="is not a Firecracker"):
+    with pytest.raises(MachineError, match="is not a Firecracker") as caught:
         FirecrackerTarget(tmp_path / "fc.sock").check()
+    assert "--api-sock" in str(caught.value.hint)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "dead"))
     listener.close()

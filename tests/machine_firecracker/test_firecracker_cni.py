@@ -104,8 +104,8 @@ def test_each_plugin_is_asked_as_the_specification_says(cni: Cni) -> None:
     ("habit", "words"),
     [
         ({"broken": "ADD"}, "try again later the moon is in the wrong place"),
-        ({"silent": "ADD"}, "could not add the network .*out of words"),
-        ({"override": {"ips": []}}, "the plugins gave no IPv4 address"),
+        ({"silent": "ADD"}, "could not add the network .*out of words\n  hint: run it by hand"),
+        ({"override": {"ips": []}}, "the plugins gave no IPv4 address\n  hint: .*ipam"),
         ({"override": {"interfaces": []}}, "the plugins made no tap device"),
         ({"override": {"ips": [{"address": "198.18.7.2/24"}]}}, "the plugins named no gateway"),
     ],

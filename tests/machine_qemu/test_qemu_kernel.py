@@ -72,7 +72,10 @@ def test_a_kernel_without_modules_has_everything_built_in(tmp_path: Path) -> Non
 def test_named_modules_win_and_have_to_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = host_with(tmp_path, "6.1.0-1", modules=("6.1.0-1",))
     image, mine = root / "boot/vmlinuz-6.1.0-1", tmp_path / "mine"
-    with pytest.raises(InputError, match=r"machine\.qemu\.kernel_modules: .*/mine is not a directory"):
+    with pytest.raises(
+        InputError,
+        match=r"qemu\.kernel_modules: .*/mine is not a directory\n  hint: name the directory",
+    ):
         find_kernel(image, [mine], root=root)
     mine.mkdir()
     monkeypatch.setenv("HOME", str(tmp_path))

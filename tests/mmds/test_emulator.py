@@ -413,7 +413,7 @@ def test_a_stale_socket_is_replaced(serve: Any, folder: Path) -> None:
 
 def test_a_living_socket_is_left_alone(serve: Any, folder: Path, store: DataStore) -> None:
     guest = serve()
-    with pytest.raises(MachineError, match="another process serves there"):
+    with pytest.raises(MachineError, match="another process serves there\n  hint: end that"):
         MetadataEmulator(store, folder / "private" / "mmds.sock").start()
     assert guest.token()
 
@@ -421,7 +421,7 @@ def test_a_living_socket_is_left_alone(serve: Any, folder: Path, store: DataStor
 def test_a_file_is_never_replaced(folder: Path, store: DataStore) -> None:
     path = folder / "file"
     path.write_text("precious")
-    with pytest.raises(MachineError, match="it exists and is not a socket"):
+    with pytest.raises(MachineError, match="it exists and is not a socket\n  hint: remove it"):
         MetadataEmulator(store, path).start()
     assert path.read_text() == "precious"
 

@@ -124,6 +124,7 @@ LEAF = r'"CN=leaf" \(sha256 [0-9a-f]{16}…\)'
 WANTED = "expected a certificate for b.firebuild.internal"
 USAGE = "expected the extended key usage serverAuth and nothing else in the server certificate, found: "
 INTERMEDIATE = r'"CN=Operator Intermediate" \(sha256 [0-9a-f]{16}…\)'
+RENEW = r"\(hint: renew it, or set the clock of this machine\)"
 
 REFUSALS = [
     ("wrong-key", f"the certificate {LEAF} is for another public key than the one requested"),
@@ -147,7 +148,7 @@ REFUSALS = [
     ("leaf-is-ca", f"expected an end-entity certificate, but {LEAF} is a CA"),
     ("no-signature-usage", "the key usage of the certificate lacks digitalSignature, which TLS 1.3 needs"),
     ("signing-usage", "the key usage of the certificate has keyCertSign; only a CA may"),
-    ("expired", rf"{LEAF} expired at 2030-05-17 11:59:59Z, now is 2030-05-17 12:00:00Z"),
+    ("expired", rf"{LEAF} expired at 2030-05-17 11:59:59Z, now is 2030-05-17 12:00:00Z {RENEW}"),
     (
         "not-yet",
         rf"{LEAF} is not valid before 2030-05-17 12:03:00Z, now is 2030-05-17 12:00:00Z "
@@ -178,7 +179,7 @@ REFUSALS = [
     ),
     (
         "intermediate-expired",
-        rf"{INTERMEDIATE} expired at 2030-05-17 11:55:00Z, now is 2030-05-17 12:00:00Z",
+        rf"{INTERMEDIATE} expired at 2030-05-17 11:55:00Z, now is 2030-05-17 12:00:00Z {RENEW}",
     ),
     ("garbage", "expected PEM certificates as certificate, but they cannot be read: .*"),
     ("broken-pem", "expected PEM certificates as chain, but they cannot be read: .*"),
@@ -241,8 +242,14 @@ def test_the_words_of_a_provider_are_kept() -> None:
         ("untrusted", "reading the trust bundle failed: ValueError: no anchors"),
         ("no-bundle", "expected a TrustBundle, found NoneType"),
         ("odd-bundle", "expected PEM text as intermediates, found NoneType"),
-        ("leaf-as-anchor", r'"CN=Operator Root" \(sha256 .*\) in the trust bundle is not a CA'),
-        ("plain-anchor", r'"CN=Operator Root" \(sha256 .*\) in the trust bundle is not a CA'),
+        (
+            "leaf-as-anchor",
+            r'"CN=Operator Root" \(sha256 .*\) in the trust bundle is not a CA \(hint: leave it out: .*\)',
+        ),
+        (
+            "plain-anchor",
+            r'"CN=Operator Root" \(sha256 .*\) in the trust bundle is not a CA \(hint: leave it out: .*\)',
+        ),
         ("expired-anchor", r'"CN=Operator Root" \(sha256 .*\) expired at 2030-05-17 11:55:00Z, .*'),
         ("bad-factory", "making the provider failed: RuntimeError: no factory today"),
         ("wrong-factory", "expected its factory to make a CAProvider, found object"),

@@ -68,7 +68,8 @@ def test_a_secret_that_is_not_there_is_named(
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(SecretError) as caught:
         SecretRef(**reference).resolve({"EMPTY": ""})
-    assert str(caught.value) == message
+    assert caught.value.message == message
+    assert bool(caught.value.hint) == ("empty" not in message)
 
 
 @pytest.mark.parametrize(

@@ -302,7 +302,10 @@ def test_a_registry_token_is_sent_as_it_is(small: Small, client: Client) -> None
     [
         ("{", "DOCKER_AUTH_CONFIG is not a JSON object"),
         ("[]", "DOCKER_AUTH_CONFIG is not a JSON object"),
-        (json.dumps({"auths": {"registry.example": {"auth": "%%%"}}}), "an entry of auths is not in base64"),
+        (
+            json.dumps({"auths": {"registry.example": {"auth": "%%%"}}}),
+            "an entry of auths is not in base64",
+        ),
         (
             json.dumps({"auths": {"registry.example": {"registrytoken": "a\nb"}}}),
             "a registrytoken in auths can't be a header of HTTP",
@@ -312,8 +315,9 @@ def test_a_registry_token_is_sent_as_it_is(small: Small, client: Client) -> None
     ],
 )
 def test_a_file_that_is_wrong_is_named_and_not_shown(text: str, why: str) -> None:
-    with pytest.raises(InputError, match=why):
+    with pytest.raises(InputError, match=why) as caught:
         found({"HOME": "/none", "PATH": "/none", "DOCKER_AUTH_CONFIG": text})
+    assert "auths" not in why or caught.value.hint == "log in again: docker login REGISTRY"
 
 
 def test_odd_sections_are_nothing(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ def check_writable(path: Path, what: str = "") -> None:
         InputError: nothing can be written there, or something is in its place that a file must not replace.
     """
     if not path.name:  # an empty value, or the root
-        raise _unwritable(what, path, "it is not the name of a file")
+        raise _unwritable(
+            what, path, "it is not the name of a file", "put the name of the file behind the directory"
+        )
     parent = path.parent
     try:
         if not stat.S_ISDIR(os.stat(parent).st_mode):
@@ -41,7 +43,7 @@ def check_writable(path: Path, what: str = "") -> None:
     if in_the_way and not stat.S_ISREG(in_the_way) and not stat.S_ISDIR(in_the_way):
         raise _unwritable(what, path, "it is not a regular file", "name a file that may be replaced")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise _unwritable(what, path, f"no right to write in {parent}")
+        raise _unwritable(what, path, f"no right to write in {parent}", "name a file in a directory of yours")
     try:
         descriptor, trial = tempfile.mkstemp(prefix=".firebuild-", dir=parent)
         os.close(descriptor)
@@ -65,12 +67,20 @@ def check_can_be_made(directory: Path, what: str = "") -> None:
             mode = os.stat(nearest).st_mode
         except (FileNotFoundError, NotADirectoryError):
             if os.path.islink(nearest):
-                raise InputError(f"{what}{nearest} is a dangling symbolic link") from None
+                raise InputError(
+                    f"{what}{nearest} is a dangling symbolic link",
+                    hint="make what it leads to, or remove the link",
+                ) from None
             continue
         except OSError as error:
-            raise InputError(f"{what}{nearest} can't be used: {error.strerror}") from error
+            raise InputError(
+                f"{what}{nearest} can't be used: {error.strerror}", hint="name a directory of yours"
+            ) from error
         if not stat.S_ISDIR(mode):
-            raise InputError(f"{what}expected a directory, but {nearest} is not one")
+            raise InputError(
+                f"{what}expected a directory, but {nearest} is not one",
+                hint="name a directory, or move the file away",
+            )
         try:
             os.rmdir(tempfile.mkdtemp(prefix=".firebuild-", dir=nearest))
         except OSError as error:

@@ -265,7 +265,10 @@ def build(path: str | None, context: str | None, **options: Any) -> None:
     which options of docker, buildah and kaniko are there; the others are refused by their name.
     """
     if path is not None and context is not None:
-        raise InputError(f"the build context is given twice: {path} and --context {context}")
+        raise InputError(
+            f"the build context is given twice: {path} and --context {context}",
+            hint="leave one of the two out",
+        )
     _build(_Options(context=path or context or ".", paths_as_outputs=True, **options))
 
 
@@ -486,7 +489,10 @@ def _check_destinations(
     from firebuild_bootstrap.machine.drivers import metadata_on_stdout
 
     if to_stdout is not None and metadata_on_stdout(settings.machine):
-        raise InputError("standard output carries the metadata of the machine external already")
+        raise InputError(
+            "standard output carries the metadata of the machine external already",
+            hint="add dest=FILE to --output, or set machine.external.metadata to {file: PATH}",
+        )
     for file in (options.metadata_file, options.iidfile):
         if file is not None:
             check_writable(file)
@@ -534,7 +540,10 @@ def _ready(options: _Options) -> Healthcheck | None:
     }
     if options.ready is None:
         if given:
-            raise InputError(f"--ready-{next(iter(given))} is of no use without --ready")
+            raise InputError(
+                f"--ready-{next(iter(given))} is of no use without --ready",
+                hint="add --ready, which asks with HEALTHCHECK, or --ready=COMMAND",
+            )
         return None
     from firebuild_bootstrap.dockerfile.metadata import read_health_flags
     from firebuild_bootstrap.image.config import Healthcheck

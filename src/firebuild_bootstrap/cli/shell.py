@@ -44,7 +44,10 @@ def check_terminal(progress: str) -> None:
             hint="leave --debug-shell out, or use --keep-on-failure to look at a failed build later",
         )
     if progress == "rawjson":
-        raise InputError("--debug-shell and --progress rawjson can't be used together")
+        raise InputError(
+            "--debug-shell and --progress rawjson can't be used together",
+            hint="leave --progress out, or take --keep-on-failure to look at a failed build later",
+        )
 
 
 def _is_terminal(file: Any) -> bool:

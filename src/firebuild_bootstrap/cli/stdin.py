@@ -83,7 +83,10 @@ def given(context: str, dockerfile: str | None, home: Home) -> Iterator[Given]:
             yield Given(directory, path)
         return
     if dockerfile == _STDIN_NAME:
-        raise InputError("the build context and the Dockerfile can't both come from standard input")
+        raise InputError(
+            "the build context and the Dockerfile can't both come from standard input",
+            hint="put the Dockerfile into the archive, and name it with --file, or leave --file - out",
+        )
     with home.images.stage() as staging:
         unpacked = staging.path / "context"
         unpacked.mkdir(mode=0o700)
@@ -125,7 +128,10 @@ def _pieces(check: Callable[[], None], limit: int, what: str) -> Iterator[bytes]
             return
         size += len(piece)
         if size > limit:
-            raise InputError(f"{what} on standard input is larger than {limit >> 20} MiB")
+            raise InputError(
+                f"{what} on standard input is larger than {limit >> 20} MiB",
+                hint="unpack it, and name the directory as the build context",
+            )
         yield piece
 
 
@@ -148,7 +154,11 @@ def _inside(context: Path, name: str) -> Given:
             node = root.resolve([*above, last.lower()], lambda _: True)
             name = node.path
         if not stat.S_ISREG(node.status.st_mode):
-            raise InputError("the Dockerfile is not a regular file", location=Location(name))
+            raise InputError(
+                "the Dockerfile is not a regular file",
+                location=Location(name),
+                hint="name another file of the archive with --file",
+            )
         with root.open(node.parts) as file:
             source = _source(file.read(_DOCKERFILE_LIMIT + 1), name)
     except OSError as error:
@@ -163,7 +173,8 @@ def _inside(context: Path, name: str) -> Given:
     for ignore in (context / ".dockerignore", dockerfile.with_name(f"{dockerfile.name}.dockerignore")):
         if os.path.lexists(ignore) and not stat.S_ISREG(os.lstat(ignore).st_mode):
             raise InputError(
-                f"{ignore.relative_to(context)} of the build context on standard input is not a regular file"
+                f"{ignore.relative_to(context)} of the build context on standard input is not a regular file",
+                hint="send the file itself in the archive, not a link or a device",
             )
     return Given(context, dockerfile, source, _ON_STDIN)
 
@@ -180,7 +191,10 @@ def _unpack(archive: Path, into: Path, home: Home) -> None:
         idmap = home.idmap if full else single(Host.current(), "the context's owners do not matter")
         report = Trees(Sandbox(idmap, check=home.check)).unpack(plain, into)
     except MachineError as error:
-        raise InputError(f"the build context on standard input can't be unpacked: {error.message}") from error
+        raise InputError(
+            f"the build context on standard input can't be unpacked: {error.message}",
+            hint="it has to be a tar archive, as `tar -c . | firebuild build -` makes it",
+        ) from error
     plain.unlink()
     _warn(report)
 

@@ -436,14 +436,18 @@ def _checked(given: Path, home: Home) -> Path:
         real = given.resolve(strict=True)
     except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError up to Python 3.12
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{given} can't be removed: {reason}") from error
+        raise InputError(
+            f"{given} can't be removed: {reason}", hint="name a directory that is there"
+        ) from error
     if not real.is_dir():
         raise InputError(f"{given} is not a directory", hint=f"`rm {given}` removes it")
     own = Path(os.path.expanduser("~"))
     kept = {"the current directory": Path.cwd(), "your home": own, "the store": home.root.resolve()}
     for what, path in kept.items():
         if path.is_relative_to(real):
-            raise InputError(f"{given} can't be removed: it is {what}, or holds it")
+            raise InputError(
+                f"{given} can't be removed: it is {what}, or holds it", hint="name a directory below it"
+            )
     if real.is_mount():
         raise InputError(
             f"{given} can't be removed: it is the root of a file system", hint="unmount it first"

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from firebuild_bootstrap.context.entries import (
+    READABLE,
     ContextPlace,
     ContextResource,
     Entry,
@@ -31,6 +32,7 @@ from firebuild_bootstrap.context.entries import (
 )
 from firebuild_bootstrap.context.root import ContextRoot, FileRoot, Node, Parts
 from firebuild_bootstrap.context.tree import (
+    PATTERN,
     ContextFile,
     IgnoreRules,
     Tree,
@@ -201,7 +203,9 @@ class FileTree:
             node = root.resolve(source.subdirectory.split("/"), lambda _: True)
         except OSError as error:
             raise InputError(
-                f"{source.subdirectory!r:.200} is not in {tree.label}", location=location
+                f"{source.subdirectory!r:.200} is not in {tree.label}",
+                hint="the directory behind the colon of #REF:DIRECTORY is one of the repository",
+                location=location,
             ) from error
         if not node.is_directory:
             raise InputError(f"{node.path!r:.200} of {tree.label} is not a directory", location=location)
@@ -267,7 +271,9 @@ class FileTree:
         try:
             patterns = [Pattern.path(part) for part in parts[split:]]
         except BadPattern as error:
-            raise InputError(f"the pattern {text!r} is malformed: {error}", location=tree.location) from error
+            raise InputError(
+                f"the pattern {text!r} is malformed: {error}", hint=PATTERN, location=tree.location
+            ) from error
         try:
             base = self._resolve(parts[:split], tree)
         except OSError:
@@ -281,7 +287,9 @@ class FileTree:
             return self._resolve(parts, tree)
         except PermissionError as error:
             raise InputError(
-                f"{text!r} of {self.label} can't be read: {error.strerror}", location=tree.location
+                f"{text!r} of {self.label} can't be read: {error.strerror}",
+                hint=READABLE,
+                location=tree.location,
             ) from error
         except OSError as error:
             raise InputError(
@@ -416,7 +424,8 @@ def open_named(
                 node = inside.resolve(source.subdirectory.split("/"), lambda _: True)
             except OSError as error:
                 raise InputError(
-                    f"--build-context {name}: {source.subdirectory!r:.200} is not in {redacted(source.url)}"
+                    f"--build-context {name}: {source.subdirectory!r:.200} is not in {redacted(source.url)}",
+                    hint="the directory behind the colon of #REF:DIRECTORY is one of the repository",
                 ) from error
         source = cloned.path.joinpath(*node.parts)
     return BuildContext(source, name=name, downloads=downloads, tasks=tasks, commit=commit)

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 
+READABLE: Final = "let this user read it, or list it in .dockerignore"
+"""The hint where a file of a context can't be read."""
+
+_STILL: Final = "let nothing write to the build context during a build"
+
 SPECIAL: Final = frozenset((tar.FIFO, tar.CHARACTER, tar.BLOCK_DEVICE))
 """Kinds that only guests know that take files packed."""
 
@@ -141,7 +146,7 @@ def changed(name: str, how: str, location: Location | None = None) -> InputError
     """Return the error for content that is not what was announced."""
     return InputError(
         f"{name} changed while it was being sent: {how}",
-        hint="let nothing write to the build context during a build",
+        hint=_STILL,
         location=location,
     )
 
@@ -159,8 +164,12 @@ def has_grown(size: int) -> str:
 def unreadable(name: str, error: Exception, location: Location | None = None) -> InputError:
     """Return the error for content that can't be read."""
     if isinstance(error, FileNotFoundError):
-        return InputError(f"{name} has vanished since the build began", location=location)
-    return InputError(f"{name} can't be read: {error}", location=location)
+        return InputError(f"{name} has vanished since the build began", hint=_STILL, location=location)
+    return InputError(
+        f"{name} can't be read: {error}",
+        hint=READABLE if isinstance(error, PermissionError) else None,
+        location=location,
+    )
 
 
 @contextmanager

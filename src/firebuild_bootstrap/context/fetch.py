@@ -72,6 +72,8 @@ _LONGEST_WORDS: Final = 4000  # git cuts what it says, with a path in it, at 409
 # What git says where ssh failed, whose words are in the line before; the lines behind it are general advice.
 _SSH_FAILED: Final = "Could not read from remote repository."
 
+_AGAIN: Final = "try again, or download it into the build context, and COPY it"
+_ELSEWHERE: Final = "download it into the build context, and COPY it"
 _SMALLER: Final = "name a smaller repository, or clone what is needed of it into the build context"
 
 
@@ -139,9 +141,12 @@ def fetch(
             )
     except urllib.error.HTTPError as error:
         with error:
-            raise failed(f"the server answered {error.code} {error.reason}") from error
+            raise failed(
+                f"the server answered {error.code} {error.reason}",
+                "is the URL right? what wants a login has to be downloaded before, and COPY adds it",
+            ) from error
     except http.client.IncompleteRead as error:  # of a body in chunks, whose length nobody announced
-        raise failed("the connection broke off before the end") from error
+        raise failed("the connection broke off before the end", _AGAIN) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         words = str(reason)
@@ -179,12 +184,12 @@ def _store(
             digest.update(chunk)
             size += file.write(chunk)
             if size > most:
-                raise failed(f"it has more than {counted(most, 'byte')}")
+                raise failed(f"it has more than {counted(most, 'byte')}", _ELSEWHERE)
             if late():
-                raise failed("it took too long")
+                raise failed("it took too long", _ELSEWHERE)
     announced = response.headers.get("Content-Length")
     if announced is not None and announced.isdecimal() and int(announced) != size:
-        raise failed(f"the connection broke off after {size} of {counted(int(announced), 'byte')}")
+        raise failed(f"the connection broke off after {size} of {counted(int(announced), 'byte')}", _AGAIN)
     found = f"{algorithm}:{digest.hexdigest()}"
     if checksum and found != checksum:
         raise failed(

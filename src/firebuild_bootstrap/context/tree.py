@@ -15,12 +15,15 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from firebuild_bootstrap.context.entries import SPECIAL, Entry, changed, checked, unreadable
+from firebuild_bootstrap.context.entries import READABLE, SPECIAL, Entry, changed, checked, unreadable
 from firebuild_bootstrap.context.root import ContextRoot, FileRoot, Node
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.matching import Automaton, BadPattern, IgnorePattern
 from firebuild_bootstrap.values import dataclass
+
+PATTERN: Final = "a backslash before a character takes it as it is: \\[, \\*, \\?"
+"""The hint where a pattern is malformed."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class IgnoreRules:
             except BadPattern as error:
                 raise InputError(
                     f"the pattern {pattern.strip()!r:.200} is malformed: {error}",
+                    hint=PATTERN,
                     location=Location(name, line),
                 ) from error
             if rule is not None:
@@ -211,7 +215,9 @@ def load_rules(root: Path, dockerfile: Path | None) -> IgnoreRules:
             continue
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
-                f"the ignore file can't be read: {error}", location=Location(str(candidate))
+                f"the ignore file can't be read: {error}",
+                hint="it is a text file in UTF-8 that this user may read",
+                location=Location(str(candidate)),
             ) from error
         return IgnoreRules(text, str(candidate))
     return IgnoreRules()
@@ -385,6 +391,7 @@ class Tree:
         """Return the error for something that can't be read."""
         return InputError(
             f"{node.path or '.'!r} of {self.label} can't be read: {error.strerror or error}",
+            hint=READABLE if isinstance(error, PermissionError) else None,
             location=self.location,
         )
 

@@ -376,16 +376,26 @@ class Expander:
         try:
             word = lexer.word()
         except ExpansionError as error:
-            raise self._instruction.error(f"failed to process {short(text)!r}: {error}") from error
+            raise self._instruction.error(
+                f"failed to process {short(text)!r}: {error}", hint=self._remedy(error)
+            ) from error
         self._missing(lexer.missing)
         return word, lexer
+
+    def _remedy(self, error: ExpansionError) -> str | None:
+        """Return the hint for a word that is malformed; what `${NAME:?WORDS}` says stands for itself."""
+        if any(words in str(error) for words in ("syntax error", "substitution", "quote")):
+            return f"write {self._escape} before a $ or a quotation mark that is meant as it is"
+        return None
 
     def words(self, text: str) -> list[str]:
         """Return `text` as words: what an unquoted variable holds is split at white space."""
         try:
             return Lexer(text, self._values, self._escape, self._budget).words()
         except ExpansionError as error:
-            raise self._instruction.error(f"failed to process {short(text)!r}: {error}") from error
+            raise self._instruction.error(
+                f"failed to process {short(text)!r}: {error}", hint=self._remedy(error)
+            ) from error
 
     def body(self, text: str) -> str:
         """Return the body of a heredoc: variables replaced, quotes left alone."""
@@ -394,6 +404,6 @@ class Expander:
             lexer = Lexer(text, self._values, "\\", self._budget, limit=self._budget.left, quotes=False)
             body = lexer.word()
         except ExpansionError as error:
-            raise self._instruction.error(f"in a heredoc: {error}") from error
+            raise self._instruction.error(f"in a heredoc: {error}", hint=self._remedy(error)) from error
         self._missing(lexer.missing)
         return body

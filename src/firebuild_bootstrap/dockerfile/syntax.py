@@ -91,7 +91,11 @@ class DockerfileSource:
             return cls(name, content.decode("utf-8"))
         except UnicodeDecodeError as error:
             line = error.object[: error.start].count(b"\n") + 1
-            raise InputError("the Dockerfile is not UTF-8 text", location=Location(name, line)) from error
+            raise InputError(
+                "the Dockerfile is not UTF-8 text",
+                hint="`iconv -f latin1 -t utf-8` writes most others anew",
+                location=Location(name, line),
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import MALFORMED, MachineError
-from firebuild_bootstrap.image.content_store import sync_file_system, write_whole
+from firebuild_bootstrap.image.content_store import SPACE, sync_file_system, write_whole
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType, export_tree
 from firebuild_bootstrap.image.trees import Tree, Trees
 from firebuild_bootstrap.sizes import checked_size
@@ -101,7 +101,9 @@ def keep_form(directory: Path, artifact: Artifact, asked: int = 0) -> None:
     try:
         _note(directory, _Kept(artifact, asked, (directory / artifact.path).lstat().st_mtime_ns))
     except OSError as error:
-        raise MachineError(f"{directory / artifact.path} could not be stored: {error.strerror}") from error
+        raise MachineError(
+            f"{directory / artifact.path} could not be stored: {error.strerror}", hint=SPACE
+        ) from error
 
 
 def write_form(
@@ -142,7 +144,7 @@ def write_form(
             (artifact,) = export_tree(trees, tree(), (spec,), making, epoch=epoch)
             _publish(making, directory, artifact)
         except OSError as error:
-            raise MachineError(f"{making}: the form can't be stored: {error.strerror}") from error
+            raise MachineError(f"{making}: the form can't be stored: {error.strerror}", hint=SPACE) from error
         finally:
             trees.remove(making)
         keep_form(directory, artifact, spec.size)
@@ -170,7 +172,9 @@ def _locked(directory: Path) -> Iterator[None]:
         if error.errno in (errno.EROFS, errno.EACCES):  # what is there already can be had all the same
             yield
             return
-        raise MachineError(f"{directory}: nothing can be written there: {error.strerror}") from error
+        raise MachineError(
+            f"{directory}: nothing can be written there: {error.strerror}", hint=SPACE
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

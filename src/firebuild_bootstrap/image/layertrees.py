@@ -178,7 +178,10 @@ class LayerTrees:
         """
         tree = self.hold(key)
         if tree is None:
-            raise MachineError(f"the layer {key} is not in the store {self.root}")
+            raise MachineError(
+                f"the layer {key} is not in the store {self.root}",
+                hint="`firebuild store check` says which images need it: build or pull them again",
+            )
         return tree
 
     def unpacked(self, archive: Path, key: str, below: Sequence[Path] = ()) -> tuple[Path, UnpackReport]:
@@ -400,7 +403,9 @@ class LayerTrees:
                 self._publish(staging, key, {})
             content = self._contents.hold(_name(key))
             if content is None:
-                raise MachineError(f"{self.root}: somebody removed the layer {key} while it was made")
+                raise MachineError(
+                    f"{self.root}: somebody removed the layer {key} while it was made", hint="try again"
+                )
             try:
                 ready()
                 os.rename(directory, content / "layer")

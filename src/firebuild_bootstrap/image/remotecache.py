@@ -196,7 +196,10 @@ def cache_manifest(data: bytes, media_type: str) -> Manifest:
     """
     manifest = parse_manifest(data, media_type, configs=(RECORDS,))
     if not isinstance(manifest, Manifest):
-        raise InputError("it is an index of images, and not a cache that firebuild wrote")
+        raise InputError(
+            "it is an index of images, and not a cache that firebuild wrote",
+            hint="name the tag that --cache-to wrote: images and caches have tags of their own",
+        )
     if manifest.config.size > MAX_DOCUMENT:
         raise InputError(
             f"its records have {counted(manifest.config.size, 'byte')}; {MAX_DOCUMENT} are allowed"

@@ -12,7 +12,7 @@ from typing import Any, Final
 from firebuild_bootstrap.errors import MALFORMED, InputError, MachineError
 from firebuild_bootstrap.image.blobs import digest_of
 from firebuild_bootstrap.image.config import ImageConfig
-from firebuild_bootstrap.image.content_store import ContentStore, Key, Staging, readable, write_whole
+from firebuild_bootstrap.image.content_store import SPACE, ContentStore, Key, Staging, readable, write_whole
 from firebuild_bootstrap.image.forms import is_untouched, kept_forms
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerTrees, OutsideLayer, StoredLayer
 from firebuild_bootstrap.image.names import Reference
@@ -381,7 +381,9 @@ class ImageStore:
         try:
             (staging.path / "image.json").write_text(text, "utf-8")
         except OSError as error:
-            raise MachineError(f"{staging.path}: the image could not be stored: {error.strerror}") from error
+            raise MachineError(
+                f"{staging.path}: the image could not be stored: {error.strerror}", hint=SPACE
+            ) from error
         key = self._key(tag)
         directory = self._contents.publish(staging, key, *map(self._key, others))
         return StoredImage(tag, directory, self._contents.link(key), record).refreshed()

@@ -48,7 +48,10 @@ class StaticAddress:
             gateway = str(ipaddress.IPv4Address(self.gateway)) if self.gateway else ""
             servers = ":".join(str(ipaddress.IPv4Address(server)) for server in self.name_servers[:2])
         except ValueError as error:
-            raise InputError(f"the machine's network: {error}") from error
+            raise InputError(
+                f"the machine's network: {error}",
+                hint="addresses are IPv4, the guest's with its prefix length",
+            ) from error
         return f"{interface.ip}::{gateway}:{interface.netmask}::{self.device}:off:{servers}".rstrip(":")
 
 
@@ -105,7 +108,8 @@ def kernel_arguments(
     for word in words:
         if not word.isascii() or any(letter.isspace() or letter in "\"'\0" for letter in word):
             raise InputError(
-                f"{word!r} can't be an argument of a kernel: it holds a space, a quote or the like"
+                f"{word!r} can't be an argument of a kernel: it holds a space, a quote or the like",
+                hint="kernel_args are a list: one argument in each entry",
             )
     return " ".join(words)
 

@@ -261,7 +261,10 @@ def initramfs_image(
     modules = [read_modules(directory) for directory in kernel_modules]
     releases = [found.release for found in modules]
     if len(set(releases)) < len(releases):
-        raise InputError(f"two directories hold modules of the same kernel: {', '.join(sorted(releases))}")
+        raise InputError(
+            f"two directories hold modules of the same kernel: {', '.join(sorted(releases))}",
+            hint="name one of them",
+        )
     contents = collect(runtime or find_python(), modules, environ=os.environ)
     folder = store / "initramfs"
     path = folder / f"{contents.digest(compression.recipe)[:32]}.cpio{compression.suffix}"

@@ -137,6 +137,12 @@ def _read(path: Path) -> bytes:
         data = path.read_bytes()
         return data if path.suffix == ".ko" else decompress(data)
     except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror or error}") from error
+        raise InputError(
+            f"{path} can't be read: {error.strerror or error}",
+            hint="let this user read the modules, or name a copy of them",
+        ) from error
     except DamagedArchive as error:
-        raise InputError(f"{path} can't be decompressed: {error}") from error
+        raise InputError(
+            f"{path} can't be decompressed: {error}",
+            hint="install the package of the kernel again: the module is damaged",
+        ) from error

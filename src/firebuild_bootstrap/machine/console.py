@@ -90,7 +90,10 @@ def open_copy(path: str | None, setting: str) -> IO[bytes] | None:
     try:
         return open(os.path.expanduser(path), "wb", buffering=0)
     except OSError as error:
-        raise InputError(f"{setting}: {path} can't be written: {error.strerror}") from error
+        raise InputError(
+            f"{setting}: {path} can't be written: {error.strerror}",
+            hint="name a file in a directory of yours",
+        ) from error
 
 
 def copied(source: IO[bytes], copy: IO[bytes] | None, limit: int = _COPY_LIMIT) -> IO[bytes]:

@@ -63,7 +63,10 @@ def check_kvm(device: Path = KVM) -> None:
             hint="add the user to its group: usermod -aG kvm $USER, and log in again",
         ) from error
     except OSError as error:
-        raise MachineError(f"{device} can't be opened: {error.strerror}") from error
+        raise MachineError(
+            f"{device} can't be opened: {error.strerror}",
+            hint="modprobe kvm_intel or kvm_amd; the drivers local and qemu do without",
+        ) from error
     try:
         _check_working(device, descriptor)
     finally:
@@ -73,7 +76,10 @@ def check_kvm(device: Path = KVM) -> None:
 def _check_working(device: Path, descriptor: int) -> None:
     try:
         if not stat.S_ISCHR(os.fstat(descriptor).st_mode):
-            raise MachineError(f"{device} is not a device")
+            raise MachineError(
+                f"{device} is not a device",
+                hint="remove it; `modprobe kvm_intel` or `modprobe kvm_amd` makes the device",
+            )
         if (found := fcntl.ioctl(descriptor, _GET_API_VERSION, 0)) != _API:
             raise MachineError(f"{device}: expected version {_API} of the API of KVM, found {found}")
         os.close(fcntl.ioctl(descriptor, _CREATE_VM, 0))

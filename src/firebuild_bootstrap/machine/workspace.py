@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.image.drives import SnapshotDrives
 
 _BUILD_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_ROOM: Final = "make room or allow writing there, or set FIREBUILD_HOME to another directory"
 _CLEANUP: Final = "firebuild_bootstrap.machine.cleanup"
 _NOT_FOR_CLEANUP: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # ioctl_iflags(2), of <linux/fs.h>; the kernel reads and writes an int, whatever the size in the number.
@@ -92,7 +93,9 @@ class BuildDirectory:
         try:
             path.mkdir(mode=0o700)
         except OSError as error:
-            raise MachineError(f"{path}: the machine's directory can't be made: {error.strerror}") from error
+            raise MachineError(
+                f"{path}: the machine's directory can't be made: {error.strerror}", hint=_ROOM
+            ) from error
         return BuildDirectory(
             path, self.sandbox, self.runtime, check=self.check, tasks=self.tasks, home=self._home
         )
@@ -206,7 +209,7 @@ class Workspace(BuildDirectory):
         except OSError as error:
             raise MachineError(
                 f"{self.path}: the build's directory can't be made: {error.strerror}",
-                hint="make room or allow writing there, or set FIREBUILD_HOME to another directory",
+                hint=_ROOM,
             ) from error
         sweep(builds.parent)
         return lock

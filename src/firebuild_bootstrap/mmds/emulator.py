@@ -240,11 +240,17 @@ def _remove_stale(address: str, path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise MachineError(f"cannot serve metadata at {path}: it exists and is not a socket")
+        raise MachineError(
+            f"cannot serve metadata at {path}: it exists and is not a socket",
+            hint="remove it, or name another path",
+        )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(address)
         except ConnectionRefusedError:
             os.unlink(address)
             return
-    raise MachineError(f"cannot serve metadata at {path}: another process serves there")
+    raise MachineError(
+        f"cannot serve metadata at {path}: another process serves there",
+        hint="end that, or name another path",
+    )

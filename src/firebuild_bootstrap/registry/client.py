@@ -137,7 +137,10 @@ class Repository:
         if DIGEST.fullmatch(reference):
             actual = digest_of(found.data, reference.partition(":")[0])
             if actual != reference:
-                raise RegistryError(f"{self.registry.host}: {what} is another one: its digest is {actual}")
+                raise RegistryError(
+                    f"{self.registry.host}: {what} is another one: its digest is {actual}",
+                    hint="whoever sent it is broken or hostile; nothing of it was kept",
+                )
         return found
 
     def put_manifest(self, reference: str, manifest: Received) -> None:

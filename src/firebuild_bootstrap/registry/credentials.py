@@ -122,7 +122,10 @@ def _documents(environ: Mapping[str, str]) -> Iterator[tuple[str, Mapping[str, A
             continue
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise InputError(f"{one_line(path)} can't be read for credentials: {why}") from None
+            raise InputError(
+                f"{one_line(path)} can't be read for credentials: {why}",
+                hint="let this user read it, or have DOCKER_CONFIG name another directory",
+            ) from None
         yield path, _document(path, text)
 
 
@@ -194,11 +197,17 @@ def _of_entry(entry: Mapping[str, object], source: str) -> Credentials | None:
         try:
             decoded = base64.b64decode(text("auth"), validate=True).decode("utf-8")
         except (binascii.Error, UnicodeDecodeError, ValueError):
-            raise InputError(f"{one_line(source)}: an entry of auths is not in base64") from None
+            raise InputError(
+                f"{one_line(source)}: an entry of auths is not in base64",
+                hint="log in again: docker login REGISTRY",
+            ) from None
         username, _, password = decoded.rstrip("\0").partition(":")
     found = Credentials(source, username, password, text("identitytoken"), text("registrytoken"))
     if not (found.registry_token.isascii() and found.registry_token.isprintable()):
-        raise InputError(f"{one_line(source)}: a registrytoken in auths can't be a header of HTTP")
+        raise InputError(
+            f"{one_line(source)}: a registrytoken in auths can't be a header of HTTP",
+            hint="log in again: docker login REGISTRY",
+        )
     return found if password or found.identity_token or found.registry_token else None
 
 

@@ -6,6 +6,7 @@ another host. No exception of the HTTP library gets out, because those hold requ
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import ssl
@@ -39,6 +40,7 @@ from firebuild_bootstrap.registry.tls import missing_issuer, tls_anchors, tls_co
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.addresses import is_safe, proxy_for
 from firebuild_pki.connections import (
+    LATE,
     TlsFault,
     close_now,
     connection_words,
@@ -60,6 +62,7 @@ _LONGEST_PAUSE: Final = 60.0
 _UNREACHED: Final = (
     "is it running, and its address right? where only a proxy leads there, HTTPS_PROXY names that"
 )
+_STRANGER: Final = "is it the registry that answers there? `curl -v` shows what does"
 _PROGRESS: Final = 1 << 20
 _STORING: Final = 10
 # What may be otherwise a moment later (RFC 9110, section 15; 429 is of RFC 6585).
@@ -259,7 +262,10 @@ class Registry:
             location = response.headers.get("Location")
             self._drained(response)
             if not location:
-                raise RegistryError(f"{self.host}: {call.what}: it redirects to nowhere")
+                raise RegistryError(
+                    f"{self.host}: {call.what}: it redirects to nowhere",
+                    hint=_STRANGER,
+                )
             target = joined(url, location)
             if is_downgrade(url, target):
                 raise RegistryError(
@@ -267,7 +273,10 @@ class Registry:
                     hint=BEHIND_PROXY,
                 )
             url = target
-        raise RegistryError(f"{self.host}: {call.what}: it redirects more than {_MAX_REDIRECTS} times")
+        raise RegistryError(
+            f"{self.host}: {call.what}: it redirects more than {_MAX_REDIRECTS} times",
+            hint=_STRANGER,
+        )
 
     def _exchange(self, call: _Call, url: str, authorization: str) -> Response:
         headers = {"User-Agent": "firebuild", "Accept-Encoding": "identity", **call.headers}
@@ -292,7 +301,8 @@ class Registry:
             response.close()
             raise RegistryError(
                 f"{self.host}: {call.what}: it answers in the encoding {one_line(encoding, 80)}, "
-                "which was not asked for"
+                "which was not asked for",
+                hint="a proxy in between changes what the registry sends",
             )
         return response
 
@@ -433,7 +443,10 @@ class Registry:
             token = document.get("token") or document.get("access_token")
             seconds = float(document.get("expires_in") or seconds)
         if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
-            raise RegistryError(f"{self.host}: the answer of {shown_url(realm)} to the login is not a token")
+            raise RegistryError(
+                f"{self.host}: the answer of {shown_url(realm)} to the login is not a token",
+                hint=_STRANGER,
+            )
         # It must not end on the way.
         return _Token(token, self._around.clock() + max(0.0, min(seconds, 3600.0) - 5.0))
 
@@ -496,9 +509,10 @@ class Registry:
                     hint="is the name right, and this machine connected to the network?",
                     passing=cause.errno == socket.EAI_AGAIN,
                 )
-        return RegistryError(
-            f"{self.host}: {what}{at}: {connection_words(chain)}", hint=_UNREACHED, passing=True
-        )
+        words = connection_words(chain)
+        # Who has answered before is there.
+        hint = SLOW if words == LATE else _UNREACHED if _is_unreached(chain) else None
+        return RegistryError(f"{self.host}: {what}{at}: {words}", hint=hint, passing=True)
 
     def _tls_failure(self, url: str, error: ssl.SSLError) -> tuple[str, str | None, bool]:
         """Return words, a hint, and whether it may be otherwise a moment later."""
@@ -530,6 +544,12 @@ class Registry:
             case TlsFault.REFUSED:
                 hint = f"set cert_file and key_file in {entry} to a client certificate that it accepts"
         return words, hint, fault is TlsFault.CUT
+
+
+def _is_unreached(chain: Sequence[BaseException]) -> bool:
+    """Tell whether there was no connection at all."""
+    numbers = {cause.errno for cause in chain if isinstance(cause, OSError)}
+    return not numbers.isdisjoint((errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH))
 
 
 def _remedy(status: int) -> str | None:

@@ -190,7 +190,10 @@ class ExternalDrive:
         state = Superblock.read(self._path)
         copy_sparse(self._path, self._disk.path, self._check)
         if Superblock.read(self._path) != state:
-            raise MachineError(f"{self._path} was mounted again while it was read")
+            raise MachineError(
+                f"{self._path} was mounted again while it was read",
+                hint="leave the drive alone until the build has ended",
+            )
         return self._disk.read()
 
     def keep(self) -> Path | None:
@@ -218,7 +221,10 @@ class ExternalDrive:
                 fresh.unlink()
             self._disk.path.unlink()
         except OSError as error:
-            raise MachineError(f"{_SETTING}: {self._path} can't be made: {error.strerror}") from error
+            raise MachineError(
+                f"{_SETTING}: {self._path} can't be made: {error.strerror}",
+                hint="make room there, or let this user write there",
+            ) from error
 
 
 def copy_sparse(source: Path, target: Path, check: Callable[[], None] = lambda: None) -> None:
@@ -240,7 +246,10 @@ def copy_sparse(source: Path, target: Path, check: Callable[[], None] = lambda: 
                 target.unlink()
                 raise
     except OSError as error:
-        raise MachineError(f"{source} can't be copied to {target}: {error.strerror}") from error
+        raise MachineError(
+            f"{source} can't be copied to {target}: {error.strerror}",
+            hint="make room there, or let this user read the drive and write there",
+        ) from error
 
 
 _MIB: Final = 1 << 20

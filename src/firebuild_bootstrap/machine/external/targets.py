@@ -182,7 +182,10 @@ class FileTarget(_WholeDocuments):
                 os.unlink(fresh)
                 raise
         except OSError as error:
-            raise MachineError(f"the metadata can't be written to {self._path}: {error.strerror}") from error
+            raise MachineError(
+                f"the metadata can't be written to {self._path}: {error.strerror}",
+                hint="make room there, or let this user write there",
+            ) from error
 
 
 class StreamTarget(_WholeDocuments):
@@ -243,7 +246,8 @@ class FirecrackerTarget(Target):
             ) from error
         if "state" not in found:
             raise MachineError(
-                f"machine.external.metadata.firecracker_socket: {self._path} is not a Firecracker"
+                f"machine.external.metadata.firecracker_socket: {self._path} is not a Firecracker",
+                hint="it is what Firecracker got as --api-sock, not the vsock or the log",
             )
 
     def put(self, document: Mapping[str, Any]) -> None:

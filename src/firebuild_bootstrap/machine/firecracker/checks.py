@@ -66,7 +66,10 @@ def check_version(text: str, where: str) -> tuple[int, int]:
     found = _VERSION.search(text.partition("\n")[0])
     wanted = f"expected Firecracker {OLDEST[0]}.{OLDEST[1]} or a later {_MAJOR}.x"
     if found is None:
-        raise InputError(f"{where}: {wanted}, and its version is unknown: it says {text.strip()[:80]!r}")
+        raise InputError(
+            f"{where}: {wanted}, and its version is unknown: it says {text.strip()[:80]!r}",
+            hint="name the program firecracker itself, not one that wraps it",
+        )
     version = int(found[1]), int(found[2])
     if version < OLDEST:
         raise InputError(f"{where}: {wanted}, found {found[0]}, which is too old", hint="install a newer one")
@@ -100,10 +103,15 @@ def check_kernel(
         with path.open("rb") as file:
             head = file.read(1024)
     except OSError as error:
-        raise InputError(f"{setting}: {path} can't be read: {error.strerror}") from error
+        raise InputError(
+            f"{setting}: {path} can't be read: {error.strerror}", hint="name a kernel that this user may read"
+        ) from error
     if (machine or os.uname().machine) == "aarch64":
         if head[0x38:0x3C] != b"ARM\x64":
-            raise InputError(f"{setting}: {path} is not a kernel for aarch64 (Image, uncompressed)")
+            raise InputError(
+                f"{setting}: {path} is not a kernel for aarch64 (Image, uncompressed)",
+                hint="the build of a kernel leaves it in arch/arm64/boot/Image",
+            )
     elif head[:4] != b"\x7fELF":
         packed = head[0x202:0x206] == b"HdrS"
         raise InputError(

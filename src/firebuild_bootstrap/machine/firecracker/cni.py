@@ -113,7 +113,8 @@ class CniNetwork(Network):
         if done.returncode != 0 or answer is None:
             raise MachineError(
                 f"{_WHERE}: the plugin {program} could not add the network {config.name}: "
-                f"{_complaint(answer, done)}"
+                f"{_complaint(answer, done)}",
+                hint="run it by hand, as cnitool does",
             )
         return answer
 
@@ -168,14 +169,20 @@ def link_of(result: Mapping[str, Any], settings: NetworkSettings, namespace: str
         return _link(result, settings, namespace, container)
     except MALFORMED as error:
         why = one_line(str(error), 200)
-        raise MachineError(f"{_WHERE}: the result of the plugins is malformed: {why}") from error
+        raise MachineError(
+            f"{_WHERE}: the result of the plugins is malformed: {why}",
+            hint="run them by hand, as cnitool does",
+        ) from error
 
 
 def _link(result: Mapping[str, Any], settings: NetworkSettings, namespace: str, container: str) -> Link:
     tap, guest_end = tap_and_guest(result, namespace, container)
     addresses = [one for one in result.get("ips", ()) if ":" not in str(one.get("address", ":"))]
     if not addresses:
-        raise MachineError(f"{_WHERE}: the plugins gave no IPv4 address")
+        raise MachineError(
+            f"{_WHERE}: the plugins gave no IPv4 address",
+            hint="the network's list needs an ipam that gives IPv4 addresses, such as host-local",
+        )
     interface = IPv4Interface(str(addresses[0]["address"]))
     gateway = addresses[0].get("gateway")
     host = settings.host or gateway
@@ -202,7 +209,8 @@ def find_config(directory: Path, name: str) -> CniConfig:
         paths = sorted(path for path in directory.iterdir() if path.suffix in _SUFFIXES)
     except OSError as error:
         raise InputError(
-            f"machine.firecracker.network.cni_config: {directory} can't be read: {error.strerror}"
+            f"machine.firecracker.network.cni_config: {directory} can't be read: {error.strerror}",
+            hint="make it, or set cni_config to where the networks are described",
         ) from error
     names = []
     for path in paths:
@@ -220,12 +228,16 @@ def _read(path: Path) -> CniConfig:
     try:
         document = _parse(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} can't be read: {error}") from error
+        raise InputError(
+            f"{path} can't be read: {error}", hint="let this user read it, or move it away"
+        ) from error
     if document is None:
         raise InputError(f"{path} is not a JSON object", hint="correct it, or move it away")
     plugins = document.get("plugins", [document])
     if not isinstance(plugins, list) or not all(isinstance(one, dict) for one in plugins):
-        raise InputError(f"{path}: expected a list of objects in plugins")
+        raise InputError(
+            f"{path}: expected a list of objects in plugins", hint="cnitool shows what is wrong with it"
+        )
     own = [{key: value for key, value in one.items() if key not in ("name", "cniVersion")} for one in plugins]
     return CniConfig(str(document.get("name", "")), str(document.get("cniVersion", "0.3.1")), tuple(own))
 

@@ -146,7 +146,10 @@ class JailedSource(Source):
         try:
             self._jail.root.mkdir(mode=0o700, parents=True)
         except OSError as error:
-            raise MachineError(f"the jail {self._jail.root} can't be made: {error.strerror}") from error
+            raise MachineError(
+                f"the jail {self._jail.root} can't be made: {error.strerror}",
+                hint="the jailer needs root; machine.firecracker.jailer.chroot_base says where jails are",
+            ) from error
         return self._jail
 
     def launch(self, namespace: str) -> tuple[Process, FirecrackerApi]:
@@ -194,7 +197,10 @@ class RunningSource(Source):
                 hint="start a fresh one for each build",
             )
         if self._jail is not None and not self._jail.root.is_dir():
-            raise InputError(f"machine.firecracker.running.root: {self._jail.root} is not a directory")
+            raise InputError(
+                f"machine.firecracker.running.root: {self._jail.root} is not a directory",
+                hint="name the jail's root as this host sees it, CHROOT_BASE/firecracker/ID/root",
+            )
 
     def launch(self, namespace: str) -> tuple[Process, FirecrackerApi]:  # noqa: ARG002 - it is in its own
         """See `Source.launch`."""

@@ -58,7 +58,10 @@ def find_kernel(image: Path | None, modules: Sequence[Path] = (), *, root: Path 
     named = tuple(Path(os.path.expanduser(directory)).absolute() for directory in modules)
     wrong = next((directory for directory in named if not directory.is_dir()), None)
     if wrong is not None:
-        raise InputError(f"machine.qemu.kernel_modules: {wrong} is not a directory")
+        raise InputError(
+            f"machine.qemu.kernel_modules: {wrong} is not a directory",
+            hint="name the directory of one kernel, such as /lib/modules/6.1.0",
+        )
     return Kernel(image, release, named or modules_for(image, release, root))
 
 

@@ -102,7 +102,10 @@ def _token(reference: SecretRef, environ: Mapping[str, str]) -> str:
     token = reference.resolve(environ).strip()
     where = f"the environment variable {reference.env}" if reference.env else f"the file {reference.file}"
     if not token:
-        raise SecretError(f"expected a token in {where}, but there are only blanks")
+        raise SecretError(
+            f"expected a token in {where}, but there are only blanks",
+            hint="write the token alone: bao token create -field=token",
+        )
     if any(one.isspace() or not one.isprintable() for one in token):
         raise SecretError(
             f"expected a token in {where} and nothing else, but it holds blanks or control characters",
@@ -113,7 +116,10 @@ def _token(reference: SecretRef, environ: Mapping[str, str]) -> str:
             f"expected a token in {where}, but it is in quotation marks", hint="leave them away"
         )
     if not token.isascii():
-        raise SecretError(f"expected a token in {where}, but it holds characters beyond ASCII")
+        raise SecretError(
+            f"expected a token in {where}, but it holds characters beyond ASCII",
+            hint="write the token alone: bao token create -field=token",
+        )
     return token
 
 
