@@ -200,5 +200,5 @@ def _unpacked(kernel: str, payload: bytes) -> bytes:
                 raise InputError(f"{kernel} is damaged: {error}") from error
     raise InputError(
         f"{kernel} is compressed in a form that is not read here",
-        hint="Linux brings scripts/extract-vmlinux, which unpacks it",
+        hint="the source of Linux has scripts/extract-vmlinux, which unpacks it",
     )

@@ -208,7 +208,7 @@ class _Conversation:
                 raise NotReady(
                     f"the image does not answer: {which} {how}{said and ': '}{said}",
                     hint="--ready-start-period and --ready-retries give it longer; "
-                    "built without --ready, it can be tried with `firebuild run`",
+                    "`firebuild run NAME` tries one that was built without --ready",
                 )
         elif self._asking:
             if not self._killed and schedule.is_late(now):

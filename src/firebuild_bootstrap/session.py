@@ -246,7 +246,7 @@ def await_outcome(server: BootstrapServer, machine: Machine, check: Callable[[],
     while (outcome := server.wait(_LAST_WORDS_SECONDS if ended else _POLL_SECONDS)) is None:
         if ended is not None:
             said = "" if ended.explained else one_line(ended.log[-_LAST_WORDS:], _LAST_WORDS)
-            hint = [f"its last words: {said}"] if said else []
+            hint = [f"its last output: {said}"] if said else []
             hint += [] if server.has_guest else [DOCTOR]
             raise GuestLost(
                 f"the guest ended before it reported success or failure: {ended.description}",

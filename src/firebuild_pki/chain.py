@@ -382,13 +382,13 @@ def identifier_problem(below: x509.Certificate, above: x509.Certificate) -> str 
     serial = authority.authority_cert_serial_number
     if serial is not None and serial != serial_of(above):
         found = serial_of(above)
-        return f"its authority key identifier wants the issuer's serial number {serial:x}, not {found:x}"
+        return f"its authority key identifier names the issuer's serial number {serial:x}, not {found:x}"
     names = [
         one.value for one in authority.authority_cert_issuer or () if isinstance(one, x509.DirectoryName)
     ]
     if names and names[0] != above.issuer:
         shown = one_text(names[0].rfc4514_string(), 300)
-        return f'its authority key identifier wants an issuer that "{shown}" issued'
+        return f'its authority key identifier names an issuer that "{shown}" issued'
     return None
 
 

@@ -151,7 +151,7 @@ def _serial(leaf: x509.Certificate) -> list[str]:
     if serial <= 0:
         kind = "zero" if serial == 0 else "negative"
         raise MaterialError(
-            f"the serial number of {describe(leaf)} is {kind}; RFC 5280 section 4.1.2.2 wants it above zero"
+            f"the serial number of {describe(leaf)} is {kind}; RFC 5280 section 4.1.2.2 forbids that"
         )
     if serial.bit_length() > MAX_SERIAL_BITS:
         size = serial.bit_length() // 8 + 1

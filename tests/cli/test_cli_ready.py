@@ -125,7 +125,7 @@ def test_the_image_that_had_the_tag_keeps_it(host_cli: Cli) -> None:
         (
             ['CMD ["/bin/sh"]'],
             ["--ready-retries=3"],
-            "--ready-retries is of no use without --ready",
+            "--ready-retries needs --ready",
         ),
         (
             ['CMD ["a"]'],

@@ -160,9 +160,9 @@ def test_missing_parents_are_each_made_from_the_one_above(
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ([tar.Entry(f"d{number}", tar.DIRECTORY, 0o755) for number in range(20)], "so many directories"),
-        ([tar.Entry("d", tar.DIRECTORY, 0o755, xattrs={"user.x": bytes(9000)})], "so many directories"),
-        ([tar.Entry("/".join("d" * 20), tar.FIFO, 0o644)], "so many directories"),
+        ([tar.Entry(f"d{number}", tar.DIRECTORY, 0o755) for number in range(20)], "too many directories"),
+        ([tar.Entry("d", tar.DIRECTORY, 0o755, xattrs={"user.x": bytes(9000)})], "too many directories"),
+        ([tar.Entry("/".join("d" * 20), tar.FIFO, 0o644)], "too many directories"),
         ([tar.Entry("/".join("d" * 1000), tar.FIFO, 0o644)], "is too deep: more than 11 directories"),
     ],
 )

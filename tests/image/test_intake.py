@@ -320,7 +320,7 @@ def test_names_that_come_twice_are_refused(home: Home, tmp_path: Path) -> None:
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     (tmp_path / "image.tar").write_bytes(out.getvalue())
-    with pytest.raises(InputError, match=r"index\.json comes twice"):
+    with pytest.raises(InputError, match=r"index\.json is in the archive twice"):
         load(home, tmp_path / "image.tar")
 
 

@@ -158,7 +158,7 @@ def test_a_machine_without_a_console_stays_silent(tmp_path: Path) -> None:
         ("", GuestReport("none", None, "the machine ended without a report")),
         (
             "a\n\nb\r\nc\n",
-            GuestReport("none", None, "the machine ended without a report; its last words: a / b / c"),
+            GuestReport("none", None, "the machine ended without a report; its last output: a / b / c"),
         ),
         (
             "x\n[ 1.0] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100\n[ 1.1] CPU",

@@ -95,8 +95,8 @@ def test_the_guest_dials_the_metadata_services_address(make: Make) -> None:
         (SUCCESS, 0, ""),
         (f"echo '{REPORT % ('failed', 7, 'the words')}'", 7, "the words"),
         (f"echo '{REPORT % ('drive', 'null', 'no drive')}'", 70, "no drive"),
-        ("echo 'bad option' >&2; exit 1", 1, f"{SILENT}; its last words: bad option"),
-        ("echo boot; exit 0", 70, f"{SILENT}; its last words: boot"),
+        ("echo 'bad option' >&2; exit 1", 1, f"{SILENT}; its last output: bad option"),
+        ("echo boot; exit 0", 70, f"{SILENT}; its last output: boot"),
         ("kill -9 $$", 137, SILENT),
     ],
 )

@@ -155,11 +155,11 @@ def test_so_is_one_that_names_another_serial_number_or_issuer(monkeypatch: pytes
     ca = root()
     serial, subject = ca.certificate.serial_number, ca.certificate.subject
     assert (
-        "wants the issuer's serial number 7, not "
+        "names the issuer's serial number 7, not "
         in issued(Backend(ca, flaws={"authority_key": pinned(subject, 7)}), monkeypatch).error
     )
     assert (
-        'wants an issuer that "CN=Anybody" issued'
+        'names an issuer that "CN=Anybody" issued'
         in issued(Backend(ca, flaws={"authority_key": pinned(ANYBODY, serial)}), monkeypatch).error
     )
     talk(issued(Backend(ca, flaws={"authority_key": pinned(subject, serial)}), monkeypatch))
@@ -456,7 +456,7 @@ def test_keys_of_other_kinds_are_named() -> None:
 @pytest.mark.parametrize(
     ("serial", "words"),
     [
-        ("0", "is zero; RFC 5280 section 4.1.2.2 wants it above zero"),
+        ("0", "is zero; RFC 5280 section 4.1.2.2 forbids that"),
         ("-5", "is negative; RFC 5280"),
         ("0x" + "7f" * 21, "has 21 bytes; RFC 5280 section 4.1.2.2 allows 20 at most"),
         ("0x" + "ff" * 20, "has 21 bytes"),

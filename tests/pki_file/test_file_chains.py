@@ -200,7 +200,7 @@ def test_a_ca_with_a_key_that_tls_refuses_is_named_before_anything_is_signed(sho
     error = refusal(shop, {})
     assert words in error.message
     assert reason in error.message
-    assert "have it issued anew" in str(error.hint)
+    assert "have it reissued" in str(error.hint)
     shop.issue("lower", by="ca")
     block = {"ca_cert": shop.path("lower.pem"), "ca_key": shop.path("lower.key")}
     above = refusal(shop, {}, **block, anchors=[shop.path("ca.pem")])

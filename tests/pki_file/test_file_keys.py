@@ -138,7 +138,7 @@ def test_a_key_for_rsa_pss_only_is_refused(shop: Shop) -> None:
 def test_a_cipher_that_nobody_knows_is_named_with_the_way_out(keys: Shop, shop: Shop) -> None:
     shop.write("ca.key", keys.read("SEC1 with AES").replace(b"AES-256-CBC", b"CAMELLIA-256-CBC"))
     refused = pytest.raises(
-        CAError, match=r"encrypted in an unknown way \(hint: encrypt it anew: openssl pkcs8 -topk8"
+        CAError, match=r"encrypted in an unknown way \(hint: encrypt it again: openssl pkcs8 -topk8"
     )
     with refused:
         opened(

@@ -44,7 +44,7 @@ def test_a_ca_whose_key_usage_forbids_signing_is_refused(usual: Shop, shop: Shop
     cert = shop.root("ca", extensions=ca)
     error = refusal(usual, ca_cert=cert, ca_key=shop.path("ca.key"))
     assert error.message.endswith("lacks keyCertSign")
-    assert error.hint == "issue it anew with keyUsage=critical,keyCertSign,cRLSign"
+    assert error.hint == "reissue it with keyUsage=critical,keyCertSign,cRLSign"
 
 
 def test_a_certificate_of_version_1_is_refused_with_the_reason(usual: Shop, shop: Shop) -> None:

@@ -181,7 +181,7 @@ def test_a_mirror_is_asked_first_with_a_login_of_its_own(
         assert found.manifest.data == IMAGE.manifest
         assert empty.required(digest(IMAGE.layers[0])).read_bytes() == IMAGE.layers[0]
         assert client.said == []
-        with pytest.raises(RegistryError, match="it is not there, or wants a login"):
+        with pytest.raises(RegistryError, match="it does not exist, or needs a login"):
             mirrored.pull(Reference.parse(f"{host}/none:1"), empty, Platform.host())
         (told,) = client.said
         assert told.startswith(f"{mirror} failed, {host} is asked instead: {mirror}: the manifest of none:1")

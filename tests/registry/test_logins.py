@@ -75,7 +75,7 @@ def test_a_refused_login_says_whose_it_was(small: Small, client: Client) -> None
     small.behaviours.append(wants_basic)
     error = refused(client.registries(small.host), f"{small.host}/web:1")
     assert error.message == (
-        f"{small.host}: the manifest of web:1: it is not there, or wants a login: 401 Unauthorized"
+        f"{small.host}: the manifest of web:1: it does not exist, or needs a login: 401 Unauthorized"
     )
     assert error.hint == (
         f"there is no login for {small.host}: `docker login {small.host}` or `podman login {small.host}`, "

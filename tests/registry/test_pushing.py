@@ -246,10 +246,10 @@ def test_what_goes_elsewhere_or_becomes_something_else_is_refused(small: Small, 
     small.behaviours.append(
         once("/uploads/", lambda handler: handler.answer(202, Location="http://registry.example/upload?a=b"))
     )
-    with pytest.raises(RegistryError, match="it wants data to go to http://registry"):
+    with pytest.raises(RegistryError, match="it sends data on to http://registry"):
         pushed(small, client)
     small.behaviours[:] = [always("/blobs/uploads/", lambda handler: handler.answer(202, Location="//[bad"))]
-    with pytest.raises(RegistryError, match="it wants data to go to nowhere"):
+    with pytest.raises(RegistryError, match="it sends data on to nowhere"):
         pushed(small, client)
     small.behaviours.clear()
     small.behaviours.append(

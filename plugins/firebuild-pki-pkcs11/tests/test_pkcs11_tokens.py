@@ -68,7 +68,7 @@ def test_a_wrong_pin_is_refused_also_while_the_token_is_open(opening: Opening) -
 
 
 def test_a_missing_pin_is_asked_for(tokens: None) -> None:
-    assert "wants a PIN (hint: say in ca_key_passphrase" in refusal(uri("ca", "p256"), None)
+    assert "needs a PIN (hint: say in ca_key_passphrase" in refusal(uri("ca", "p256"), None)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_nothing_is_left_of_a_login_when_the_last_key_is_closed(opening: Opening
         assert keys[2].sign(b"text", SignatureAlgorithm.ECDSA_SHA256)
         key.close()
     assert not any(one.logins for one in module._modules.values())
-    assert "wants a PIN" in refusal(uri("ca", "p256"), None)
+    assert "needs a PIN" in refusal(uri("ca", "p256"), None)
 
 
 def test_one_key_in_several_threads_signs_well(opening: Opening) -> None:

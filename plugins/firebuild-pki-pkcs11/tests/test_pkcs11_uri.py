@@ -29,7 +29,7 @@ def test_all_attributes_are_decoded() -> None:
         ("pkcs11:token=ca;module-path=/m.so", '(hint: "module-path" stands behind the question mark)'),
         ("pkcs11:?token=ca", '(hint: "token" stands before it)'),
         ("pkcs11:token", 'expected name=value between every ";", found "token"'),
-        ("pkcs11:token=a;token=b", 'the attribute "token" stands twice'),
+        ("pkcs11:token=a;token=b", 'the attribute "token" is given twice'),
         ("pkcs11:token=a;type=cert", "expected type=private"),
         ("pkcs11:zzzzzz=1", "(hint: known are token, manufacturer"),
         ("pkcs11:token=a?pin-source=file:/pin", "ca_key_passphrase"),

@@ -490,7 +490,7 @@ def _check_destinations(
 
     if to_stdout is not None and metadata_on_stdout(settings.machine):
         raise InputError(
-            "standard output carries the metadata of the machine external already",
+            "standard output already carries the metadata of the machine external",
             hint="add dest=FILE to --output, or set machine.external.metadata to {file: PATH}",
         )
     for file in (options.metadata_file, options.iidfile):
@@ -541,7 +541,7 @@ def _ready(options: _Options) -> Healthcheck | None:
     if options.ready is None:
         if given:
             raise InputError(
-                f"--ready-{next(iter(given))} is of no use without --ready",
+                f"--ready-{next(iter(given))} needs --ready",
                 hint="add --ready, which asks with HEALTHCHECK, or --ready=COMMAND",
             )
         return None

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 READABLE: Final = "let this user read it, or list it in .dockerignore"
 """The hint where a file of a context can't be read."""
 
-_STILL: Final = "let nothing write to the build context during a build"
+_STILL: Final = "nothing may write to the build context during a build"
 
 SPECIAL: Final = frozenset((tar.FIFO, tar.CHARACTER, tar.BLOCK_DEVICE))
 """Kinds that only guests know that take files packed."""

@@ -396,7 +396,7 @@ class _Reading:
         """Read a stage, after those that it needs; errors of its instructions are collected.
 
         Raises:
-            InputError: its base can't be had.
+            InputError: its base can't be found or pulled.
         """
         if block.state is not None or block.broken:
             return

@@ -93,7 +93,7 @@ class DockerfileSource:
             line = error.object[: error.start].count(b"\n") + 1
             raise InputError(
                 "the Dockerfile is not UTF-8 text",
-                hint="`iconv -f latin1 -t utf-8` writes most others anew",
+                hint="convert it, for example with `iconv -f latin1 -t utf-8`",
                 location=Location(name, line),
             ) from error
 

@@ -233,7 +233,7 @@ class _Base:
         self._remembered += ENTRY_BYTES + size
         if self._remembered > REMEMBERED:
             raise StepError(
-                f"so many directories can't be copied: their names and attributes take more than "
+                f"too many directories to copy: their names and attributes take more than "
                 f"{REMEMBERED >> 20} MiB"
             )
 

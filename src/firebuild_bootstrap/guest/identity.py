@@ -171,7 +171,7 @@ class Renewal:
             document: the metadata, as the guest found them at its start.
 
         Raises:
-            GuestError: they can't be had.
+            GuestError: they can't be issued.
         """
         if not self._wanted.csr:
             self._take(Said(1), document)

@@ -51,7 +51,7 @@ def _lent(root: Root, path: str, content: bytes) -> Iterator[None]:
     with root.locate(path, follow=False) as place:
         own = describe(place)
         if place.status() is not None and (own is None or stat.S_ISDIR(own.mode)):
-            yield  # a directory, a device, a file beyond all measure: an odd image may have its way
+            yield  # a directory, a device, a huge file: such an image keeps what it has
             return
         with unseen(place):
             loan = _Loan.begin(place, content, own)
@@ -112,7 +112,7 @@ class _Loan(NamedTuple):
             return None  # the RUN has removed the whole directory
         found = place.status()
         ours = found is not None and os.path.samestat(found, os.fstat(self.descriptor))
-        # What has grown beyond all measure is not read into memory: it stays, as if it had been put there.
+        # What has grown too large is not read into memory: it stays, as if it had been put there.
         if ours and os.fstat(self.descriptor).st_size <= len(self.content) + _MAX_BYTES:
             written = self._written()
             os.unlink(place.name, dir_fd=place.directory)

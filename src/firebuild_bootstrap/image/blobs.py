@@ -100,7 +100,7 @@ class BlobWriter:
             self.restart()
             raise BlobError(
                 f"{self._blob.digest} is longer than {counted(self._blob.size, 'byte')}, as was announced",
-                hint="whoever sent it is broken or hostile; nothing of it was kept",
+                hint="the sender is broken or hostile; nothing of it was kept",
             )
         self._hash.update(rest)
         self.offset += len(rest)
@@ -133,7 +133,7 @@ class BlobWriter:
             self.restart()
             raise BlobError(
                 f"expected a blob with the digest {self._blob.digest}, received one with {found}",
-                hint="whoever sent it is broken or hostile; nothing of it was kept",
+                hint="the sender is broken or hostile; nothing of it was kept",
             )
         with _storing(self._root):
             return self._publish()

@@ -169,7 +169,7 @@ def _locked(directory: Path) -> Iterator[None]:
     try:
         descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        if error.errno in (errno.EROFS, errno.EACCES):  # what is there already can be had all the same
+        if error.errno in (errno.EROFS, errno.EACCES):  # what is there already can still be used
             yield
             return
         raise MachineError(

@@ -237,7 +237,7 @@ class Intake:
             except DamagedArchiveError as error:
                 raise InputError(
                     f"the layer {layer.outside.blob.digest} can't be unpacked: {error.reason}",
-                    hint="whoever made the image is broken or hostile; nothing of it was kept",
+                    hint="its maker is broken or hostile; nothing of it was kept",
                 ) from error
             report(lost)
             keys.append(layer.key)
@@ -270,7 +270,7 @@ class Intake:
             _check_blob(path, layer.blob.digest)
             raise InputError(
                 f"{what} unpacks to an archive with the digest {out.digest}, and not {layer.diff_id}",
-                hint="whoever made it is broken or hostile; nothing of it was kept",
+                hint="its maker is broken or hostile; nothing of it was kept",
             )
         if not archive.stat().st_size:  # as some builders of old wrote a step that changes nothing
             archive.write_bytes(bytes(1024))

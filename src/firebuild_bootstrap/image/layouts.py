@@ -149,7 +149,7 @@ class FilesInArchive:
         for entry in reader:
             self._top.add(entry.path.partition("/")[0])
             if entry.path in self._places or entry.path in self._links:
-                raise InputError(f"{name}: {entry.path} comes twice in the archive", hint="make it again")
+                raise InputError(f"{name}: {entry.path} is in the archive twice", hint="make it again")
             if entry.kind == FILE and entry.regions is None:
                 self._places[entry.path] = (reader.position, entry.size)
             elif entry.kind == SYMLINK:  # `docker save` had them for layers that come twice

@@ -114,7 +114,7 @@ class Descriptor:
             raise BlobError(
                 f"expected {counted(self.size, 'byte')} with the digest {self.digest}, "
                 f"found {len(data)} with {found}",
-                hint="whoever sent it is broken or hostile; nothing of it was kept",
+                hint="the sender is broken or hostile; nothing of it was kept",
             )
         return data
 
@@ -263,13 +263,13 @@ def parse_manifest(
     if media_type in _OLD or own in _OLD or members.get("schemaVersion") == 1:
         raise InputError(
             "the manifest is of Docker's schema 1, which has no verifiable layers",
-            hint="push the image again with a tool of this decade",
+            hint="push the image again with a current tool",
         )
     # "manifests" and "layers" in one document mean two images to two readers (CVE-2021-41190).
     both = "manifests" in members and ("layers" in members or "config" in members)
     known = [kind for kind in (own, media_type) if kind in ACCEPTED]
     if both or len(set(known)) > 1:
-        raise InputError("the manifest claims to be an index as well", hint="do not trust who sent it")
+        raise InputError("the manifest claims to be an index as well", hint="do not trust the sender")
     kind = known[0] if known else (INDEX if "manifests" in members else MANIFEST)
     if kind in INDEXES:
         found = members.objects("manifests", MAX_MEMBERS)
@@ -308,7 +308,7 @@ def choose_image(
     while isinstance(document, Index):
         if len(passed) == _MAX_INDEXES:
             raise InputError(
-                f"there are more than {_MAX_INDEXES} indexes in indexes", hint="whoever made it is broken"
+                f"there are more than {_MAX_INDEXES} indexes in indexes", hint="its maker is broken"
             )
         passed.append(document.digest)
         entry = document.choose(platform)
@@ -330,7 +330,7 @@ def check_image(manifest: Manifest, document: ImageDocument, host: Platform) -> 
         raise InputError(
             f"the manifest of the image has {counted(len(manifest.layers), 'layer')}, "
             f"and its configuration {len(document.diff_ids)}",
-            hint="whoever made the image is broken or hostile",
+            hint="its maker is broken or hostile",
         )
     found = document.platform
     # Its variant is what it was made for; many images that run on more say none.

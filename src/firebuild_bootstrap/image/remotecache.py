@@ -158,7 +158,7 @@ class CacheBackend(Protocol):
         """Return the manifest of the cache; its configuration is in `blobs` then, and verified.
 
         Raises:
-            InputError: there is none, it can't be had, or is damaged.
+            InputError: there is none, it can't be fetched, or is damaged.
             MachineError: the store of blobs can't be written.
         """
         ...
@@ -182,7 +182,7 @@ class CacheBackend(Protocol):
             fetch: brings what is not there.
 
         Raises:
-            InputError: it is refused, or can't be had.
+            InputError: it is refused, or can't be fetched.
             MachineError: the disk is full.
         """
         ...

@@ -132,7 +132,7 @@ class GuestReport:
             `kernel`, `modules`, `network`, `drive`; `internal` for a fault in the initramfs; `panic` when the
             kernel gave up; `none` when the machine said nothing.
         exit: exit status of vminit, None when it did not run or nothing is known.
-        message: why, in words; empty after success.
+        message: why, empty after success.
     """
 
     status: str
@@ -163,7 +163,7 @@ class GuestReport:
             )
             return cls("panic", message=f"the machine's kernel gave up: {panic[1].strip()}{why}")
         tail = [line.strip() for line in serial.splitlines() if line.strip()][-_TAIL_LINES:]
-        said = f"; its last words: {' / '.join(tail)}" if tail else ""
+        said = f"; its last output: {' / '.join(tail)}" if tail else ""
         return cls("none", message=f"the machine ended without a report{said}")
 
     @classmethod

@@ -222,7 +222,7 @@ class _Application:
         self._remembered += ENTRY_BYTES + len(entry.path) + attributes
         if self._remembered > REMEMBERED:
             raise DamagedArchive(
-                f"a layer with so many directories can't be unpacked: {len(self._directories)}, with names "
+                f"a layer with too many directories to unpack: {len(self._directories)}, with names "
                 f"and attributes of more than {REMEMBERED >> 20} MiB"
             )
 

@@ -44,7 +44,7 @@ class MachineExit:
 
     @property
     def description(self) -> str:
-        """The end in words."""
+        """How it ended, for messages."""
         if self.explained:
             return self.log
         if self.signal is None:
@@ -147,7 +147,7 @@ class Machine(ABC):
         """Open the port that the guest calls; the caller closes the socket.
 
         Raises:
-            FirebuildError: the address can't be had.
+            FirebuildError: the address can't be used.
         """
 
     @abstractmethod

@@ -139,7 +139,7 @@ class Repository:
             if actual != reference:
                 raise RegistryError(
                     f"{self.registry.host}: {what} is another one: its digest is {actual}",
-                    hint="whoever sent it is broken or hostile; nothing of it was kept",
+                    hint="the sender is broken or hostile; nothing of it was kept",
                 )
         return found
 
@@ -286,7 +286,7 @@ class Repository:
         url = joined(f"{self.registry.base}/v2/", response.headers.get("Location", ""))
         if is_downgrade(self.registry.base, url):
             raise RegistryError(
-                f"{self.registry.host}: {what}: it wants data to go to {shown_url(url)}, which is not https",
+                f"{self.registry.host}: {what}: it sends data on to {shown_url(url)}, which is not https",
                 hint=BEHIND_PROXY,
             )
         return url

@@ -456,7 +456,7 @@ class Registry:
         self, status: int, body: bytes, what: str, credentials: Credentials | None, realm: str = ""
     ) -> RegistryError:
         if credentials is None:  # whoever may not see something is not told whether it is there
-            why = "it is not there, or wants a login"
+            why = "it does not exist, or needs a login"
             hint = (
                 f"there is no login for {self.host}: `docker login {self.host}` or "
                 f"`podman login {self.host}`, or username and password in registries.hosts"

@@ -255,8 +255,8 @@ class RemoteCaches:
             wanted: ids, parents before what lies on them; each with what the first of its chain lies on.
 
         Returns:
-            whether all of them are there. What could not be had is not found any more, so that something else
-            may be wanted now.
+            whether all of them are there. What could not be fetched is not found any more, so that something
+            else may be wanted now.
 
         Raises:
             MachineError: the store can't be written.

@@ -210,7 +210,7 @@ def _login(token: Any, pin: str | None) -> _Login:
         return _Login(token.open(), salt, _hashed(salt, None))
     if pin is None and TokenFlag.PROTECTED_AUTHENTICATION_PATH not in token.flags:
         hint = "say in ca_key_passphrase where its PIN is: {env: NAME} or {file: PATH}"
-        raise CAError(f'the token "{token.label}" wants a PIN', hint=hint)
+        raise CAError(f'the token "{token.label}" needs a PIN', hint=hint)
     with _in_words(f'logging in to the token "{token.label}"'):
         session = token.open(user_pin=pkcs11.PROTECTED_AUTH if pin is None else pin)
     return _Login(session, salt, _hashed(salt, pin))

@@ -90,7 +90,7 @@ def _attributes(text: str, part: str, separator: str, known: tuple[str, ...]) ->
                 f'"{name}" is not an attribute of PKCS#11 URIs (RFC 7512)', hint=_spelling(name, known)
             )
         if name in found:
-            raise CAError(f'the attribute "{name}" stands twice in {text}')
+            raise CAError(f'the attribute "{name}" is given twice in {text}')
         found[name] = unquote_to_bytes(value)
     return found
 

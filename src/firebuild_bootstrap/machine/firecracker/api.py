@@ -185,7 +185,7 @@ def _fault(answer: bytes, *, secret: bool) -> str:
         words = answer.decode("utf-8", "replace")
     text = " ".join(str(words).split())[:500]
     if secret and any(mark in text for mark in ("PRIVATE KEY", "BEGIN ")):
-        return "(its words are left out: they quote the metadata)"
+        return "(its answer is not shown: it quotes the metadata)"
     return text or "without a word"
 
 

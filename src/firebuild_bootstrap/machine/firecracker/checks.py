@@ -117,7 +117,9 @@ def check_kernel(
         raise InputError(
             f"{setting}: expected an uncompressed kernel (vmlinux, ELF), and {path} is "
             + ("a compressed one (bzImage)" if packed else "something else"),
-            hint="Linux brings scripts/extract-vmlinux, which unpacks a compressed one" if packed else None,
+            hint="the source of Linux has scripts/extract-vmlinux, which unpacks a compressed one"
+            if packed
+            else None,
         )
     return path
 

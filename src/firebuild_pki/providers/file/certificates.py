@@ -143,11 +143,11 @@ def _decoded(source: Source, block: Block, passphrase: bytes | None) -> PrivateK
             if (key := ml_dsa_key(block.pem, passphrase)) is not None:
                 return key
         except ValueError as seedless:
-            hint = "use the file that openssl genpkey wrote, or make the key anew"
+            hint = "use the file that openssl genpkey wrote, or make a new key"
             raise source.wrong(str(seedless), hint) from None
         unknown = "unknown" in str(error).lower() or isinstance(error, UnsupportedAlgorithm)
     if unknown:
-        anew = f"encrypt it anew: openssl pkcs8 -topk8 -v2 aes-256-cbc -in {source.quoted} -out new.key"
+        anew = f"encrypt it again: openssl pkcs8 -topk8 -v2 aes-256-cbc -in {source.quoted} -out new.key"
         raise source.wrong("the key is of an unknown kind, or encrypted in an unknown way", anew)
     if passphrase is not None:
         hint = f"try it: openssl pkey -in {source.quoted} -noout"
@@ -224,7 +224,7 @@ def must_be_ca(found: Found) -> None:
     """
     certificate, source = found.certificate, found.source
     if certificate.version is x509.Version.v1:
-        hint = "version 1 knows no CAs: issue it anew as version 3, with the same key and subject"
+        hint = "version 1 knows no CAs: reissue it as version 3, with the same key and subject"
         raise source.wrong(f"{found.name} is an X.509 certificate of version 1", hint)
     if not is_ca(certificate):
         hint = "name the CA's certificate, not one that it issued; a CA has basicConstraints=critical,CA:TRUE"
@@ -234,7 +234,7 @@ def must_be_ca(found: Found) -> None:
     except x509.ExtensionNotFound:
         return
     if not usage.key_cert_sign:
-        hint = "issue it anew with keyUsage=critical,keyCertSign,cRLSign"
+        hint = "reissue it with keyUsage=critical,keyCertSign,cRLSign"
         raise source.wrong(f"the key usage of {found.name} lacks keyCertSign", hint)
 
 
@@ -246,7 +246,7 @@ def must_have_good_key(found: Found) -> None:
     """
     problem = key_problem(found.certificate)
     if problem is not None:
-        hint = "have it issued anew: openssl ecparam -genkey -name prime256v1 -noout makes a key that will do"
+        hint = "have it reissued: openssl ecparam -genkey -name prime256v1 -noout makes a key that will do"
         raise found.source.wrong(f"{found.name} {problem}", hint)
 
 
@@ -453,7 +453,7 @@ def _broken(start: Found, known: Sequence[Found], anchors: Sequence[Found]) -> C
     if problem is not None:
         return start.source.wrong(
             f"{describe(last)} {problem}",
-            "have it issued anew; a CA can also be named in anchors, where its signature does not count",
+            "have it reissued; a CA can also be named in anchors, where its signature does not count",
         )
     for one in (*known, *anchors):  # the issuer may be there, with a key that nobody accepts
         if one.certificate.subject == last.issuer and one.certificate != last:

@@ -112,9 +112,7 @@ def _token(reference: SecretRef, environ: Mapping[str, str]) -> str:
             hint="write the token alone: bao token create -field=token",
         )
     if token[0] in "\"'" and token[-1] == token[0]:
-        raise SecretError(
-            f"expected a token in {where}, but it is in quotation marks", hint="leave them away"
-        )
+        raise SecretError(f"expected a token in {where}, but it is in quotation marks", hint="leave them out")
     if not token.isascii():
         raise SecretError(
             f"expected a token in {where}, but it holds characters beyond ASCII",
