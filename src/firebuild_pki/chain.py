@@ -466,7 +466,7 @@ def spelling_problem(below: x509.Certificate, above: x509.Certificate) -> Materi
     return MaterialError(
         f"{describe(below)} does not lead to {describe(above)}: its issuer's name is written in another way "
         "there (case, blanks or the kind of string), which not all TLS libraries take for the same",
-        hint="have it issued anew, with the very subject of its issuer; "
+        hint="have it reissued with the very subject of its issuer; "
         "openssl x509 -noout -subject -issuer -nameopt multiline,show_type -in FILE shows the difference",
     )
 
