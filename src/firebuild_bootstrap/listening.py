@@ -28,28 +28,27 @@ def listen(host: str, port: int = 0, *, setting: str = "bootstrap.bind") -> sock
         return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
         raise unusable_address(
-            f"the bootstrap server cannot listen on {host} port {port}",
-            error,
-            port,
-            f"{setting} has to be an address of this host",
+            f"the bootstrap server cannot listen on {host} port {port}", error, port, setting
         ) from error
 
 
-def unusable_address(message: str, error: Exception, port: int, otherwise: str) -> InputError:
+def unusable_address(message: str, error: Exception, port: int, setting: str) -> InputError:
     """Return the error of an address that can't be listened on.
 
     Args:
         message: which.
         error: says why.
         port: which of the address.
-        otherwise: what to do where it is not the port.
+        setting: that the address comes from.
     """
     # Python's own text of such an error repeats the address.
     number = None if isinstance(error, socket.gaierror) else getattr(error, "errno", None)
     why = os.strerror(number) if number else getattr(error, "strerror", None) or str(error)
-    hint = otherwise
+    hint = f"{setting} has to name an address of this host"
     if number == errno.EADDRINUSE:
-        hint = f"`ss -ltnp 'sport = :{port}'` shows who has the port; end that, or choose another port"
+        hint = (
+            f"`ss -ltnp 'sport = :{port}'` shows who has the port; end that, or choose another for {setting}"
+        )
     elif number in (errno.EACCES, errno.EPERM):
         hint = (
             "ports below net.ipv4.ip_unprivileged_port_start, which is 1024 by default, are root's: "

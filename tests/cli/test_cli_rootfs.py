@@ -175,7 +175,10 @@ def test_bad_input_is_one_message_with_status_2_and_leaves_nothing(
 def test_a_metadata_file_where_nobody_may_write_is_refused_before_the_build(cli: Cli) -> None:
     dockerfile("FROM scratch\n")
     done = cli("rootfs", "--tag", "t/bad:1", "--metadata-file", "/proc/self/meta.json", status=2)
-    assert done.err == ("error: /proc/self/meta.json can't be written: no right to write in /proc/self\n")
+    assert done.err == (
+        "error: /proc/self/meta.json can't be written: no right to write in /proc/self\n"
+        "  hint: name a file in a directory of yours\n"
+    )
     assert done.out == ""
 
 

@@ -246,7 +246,7 @@ def test_a_guest_that_never_calls_is_lost(
         ({"metadata": {"file": "/none/m.json"}}, "true", "/none is not a directory"),
         ({"disk": "/none/d.img"}, "true", "/none is not a directory that can be written to"),
         ({"metadata": {"firecracker_socket": "/none/s"}}, "true", "firecracker_socket: "),
-        ({"bind": "192.0.2.1"}, "true", "machine.external.bind has to be an address"),
+        ({"bind": "192.0.2.1"}, "true", "machine.external.bind has to name an address"),
         ({}, "true\nFROM scratch\nCOPY --from=0 /x /x", "needs a machine for each of its stages"),
     ],
 )

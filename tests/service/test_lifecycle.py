@@ -140,7 +140,7 @@ def test_ipv6_loopback_works(serve: Any) -> None:
 def test_an_address_of_another_host_is_an_error(host: str) -> None:
     with pytest.raises(FirebuildError, match="cannot listen on") as failed:
         listen(host)
-    assert failed.value.hint == "bootstrap.bind has to be an address of this host"
+    assert failed.value.hint == "bootstrap.bind has to name an address of this host"
 
 
 def test_a_port_that_is_taken_is_an_error_that_says_how_to_find_who_has_it() -> None:

@@ -58,7 +58,7 @@ class Publisher:
                     f"--publish: {port.address}:{port.host} can't be listened on",
                     error,
                     port.host,
-                    "choose an address of this host",
+                    "--publish",
                 ) from error
             self._listeners.append((listener, _FIRST_INNER + number))
 
