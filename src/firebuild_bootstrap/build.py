@@ -271,6 +271,11 @@ class _Build:
             place=request.context_place,
         )
         contexts = {"": cleanup.enter_context(context)}
+        if store := context.path_of(self._home.root):
+            self._notice(
+                f"the store {self._home.root} is in the build context, and COPY takes it for a part of that: "
+                f"add {store} to .dockerignore, or set FIREBUILD_HOME to another directory"
+            )
         for name, source in request.build_contexts.items():
             if not isinstance(source, ImageRef):
                 named = open_named(name, source, self._directory, self._home.tasks, agent)

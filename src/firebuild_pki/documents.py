@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from firebuild_pki.display import one_line
 from firebuild_pki.errors import Problem, SettingsError
 from firebuild_pki.positions import KeyPath, Position, kind_of
+
+_MOST_BYTES: Final = 4 << 20
+"""Bytes of a file of settings; protects from a wrong path, such as that of a device."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,14 @@ def load_document(source: str | os.PathLike[str]) -> Document:
     """
     name = os.fspath(source)
     try:
-        text = Path(name).read_text(encoding="utf-8")
+        with open(name, "rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            problem = Position(name).problem(
+                (), f"expected settings, found more than {_MOST_BYTES >> 20} MiB"
+            )
+            raise SettingsError([problem])
+        text = io.StringIO(content.decode("utf-8"), newline=None).read()
     except OSError as error:
         problem = Position(name).problem((), f"cannot read the file: {error.strerror}")
         raise SettingsError([problem]) from error

@@ -188,10 +188,8 @@ def policy_problem(chain: Chain) -> str | None:
     """
     if not requires_policies(chain.issuers):
         return None
-    free, required_by = (
-        len(chain.certificates) + 1,
-        chain.anchor,
-    )  # how many below need none (section 6.1.2 d)
+    required_by = chain.anchor
+    free = len(chain.certificates) + 1  # how many below need none (section 6.1.2 d)
     nameless = None
     for certificate in reversed(chain.certificates):
         if nameless is None and extension_of(certificate, x509.CertificatePolicies) is None:

@@ -369,6 +369,8 @@ def test_standard_input_is_read_up_to_a_limit(
     assert "on standard input is larger than 2 MiB unpacked" in cli("build", "-", status=2).first
     stdin(b"#" * (1536 << 10))
     assert "neither a tar archive nor a Dockerfile" in cli("build", "-", status=2).first
+    stdin(b"PK\x03\x04\x14\x00\x00\x00")  # a zip archive
+    assert "neither a tar archive nor a Dockerfile" in cli("build", "-", status=2).first
     stdin(b"#" * (1536 << 10))
     assert (
         "the Dockerfile on standard input is larger than 1 MiB"
@@ -398,6 +400,16 @@ def test_a_directory_as_standard_input_can_not_be_read(cli: Cli) -> None:
         os.dup2(saved, 0)
         os.close(saved)
         os.close(directory)
+
+
+def test_a_store_in_the_build_context_is_told_unless_it_is_ignored(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch\n")
+    assert cli("build", *TAR, tmp_path).out.splitlines()[0] == (
+        f"warning: the store {tmp_path}/home is in the build context, and COPY takes it for a part of that: "
+        "add home to .dockerignore, or set FIREBUILD_HOME to another directory"
+    )
+    (tmp_path / ".dockerignore").write_text("home\n")
+    assert "the store" not in cli("build", *TAR, tmp_path).out
 
 
 def test_devices_of_an_archive_are_left_out_with_a_warning(cli: Cli, stdin: Callable[[bytes], None]) -> None:

@@ -132,6 +132,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert str(caught.value) == f"{path}: cannot read the file: No such file or directory"
 
 
+def test_a_file_without_an_end_is_not_read_to_it() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_document("/dev/zero")
+    assert str(caught.value) == "/dev/zero: expected settings, found more than 4 MiB"
+
+
 def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     path = tmp_path / "latin.yaml"
     path.write_bytes(b"a: \xe4\n")

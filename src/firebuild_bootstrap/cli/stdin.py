@@ -104,12 +104,14 @@ def given(context: str, dockerfile: str | None, home: Home) -> Iterator[Given]:
                 f"--file {dockerfile} names a file of the archive on standard input, and no archive came",
                 hint="leave --file out if a Dockerfile comes",
             )
-        if kept.stat().st_size > _DOCKERFILE_LIMIT:
+        with open(kept, "rb") as file:
+            text = file.read(_DOCKERFILE_LIMIT + 1)
+        if len(text) > _DOCKERFILE_LIMIT or b"\0" in text:  # as in a zip archive
             raise InputError(
                 "standard input holds neither a tar archive nor a Dockerfile",
                 hint="`tar -c . | firebuild build -` sends a build context",
             )
-        yield Given(unpacked, Path(_STDIN_NAME), _source(kept.read_bytes()), _NONE)
+        yield Given(unpacked, Path(_STDIN_NAME), _source(text), _NONE)
 
 
 def _pieces(check: Callable[[], None], limit: int, what: str) -> Iterator[bytes]:

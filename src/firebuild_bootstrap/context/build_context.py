@@ -377,6 +377,12 @@ class BuildContext(FileTree):
             self._where = place.where
             self._absent = place.hint
 
+    def path_of(self, directory: Path) -> str | None:
+        """Return where COPY finds a directory of this host; None if it is elsewhere, or ignored."""
+        root, real = self.root.resolve(), directory.resolve()
+        inside = real.relative_to(root).as_posix() if real.is_relative_to(root) else ""
+        return inside if inside not in ("", ".") and not self._rules.ignores(inside) else None
+
 
 def _clone(
     source: GitTree,

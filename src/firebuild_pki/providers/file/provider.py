@@ -337,10 +337,8 @@ def _permits(ca: Found, path: Path, context: ProviderContext) -> bool:
     if not names and not uris:
         return True
     key = generate_key()  # nothing is signed for a trial
-    issuer, validity = (
-        Issuer(ca.certificate, key),
-        Validity.starting(context.clock(), timedelta(hours=1), backdate=timedelta(0)),
-    )
+    issuer = Issuer(ca.certificate, key)
+    validity = Validity.starting(context.clock(), timedelta(hours=1), backdate=timedelta(0))
     issuers = certificates_of(() if path.reached.certificate == ca.certificate else (ca, *path.issuers))
     nameless = restricts_subjects((*issuers, path.reached.certificate))
     for profile in Profile:
