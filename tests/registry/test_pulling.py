@@ -305,7 +305,7 @@ def test_a_head_or_a_body_that_drips_is_given_up(small: Small, client: Client) -
 
         return act
 
-    registries = client.registries(small.host, timeout="250ms", attempts=1)
+    registries = client.registries(small.host, timeout="1s", attempts=1)
     small.behaviours.append(once("/manifests/", drip(b"X-Long: ")))
     assert "no answer in time" in str(failure(registries, client, f"{small.host}/web:1"))
     small.behaviours.append(once("/manifests/", drip(b"Content-Type: text/plain\r\n\r\n")))
