@@ -556,7 +556,7 @@ def test_a_terminal_shows_progress_and_no_image(cli: Cli) -> None:
 def test_standard_output_carries_one_thing_only(cli: Cli) -> None:
     Path("Dockerfile").write_text(SCRATCH)
     cli.setenv("FIREBUILD_MACHINE__DRIVER", "external")
-    assert "standard output carries the metadata" in cli("build", "-o", "-", status=2).first
+    assert "standard output already carries the metadata" in cli("build", "-o", "-", status=2).first
 
 
 def test_another_platform_is_refused(cli: Cli) -> None:

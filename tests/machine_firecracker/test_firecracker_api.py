@@ -266,7 +266,7 @@ def test_errors_never_show_metadata(answering: Callable[[bytes], FirecrackerApi]
     with pytest.raises(ApiError) as caught:
         answering(http(400, fault)).put("/mmds", DOCUMENT)
     assert "PRIVATE" not in str(caught.value)
-    assert "its words are left out" in str(caught.value)
+    assert "its answer is not shown" in str(caught.value)
 
 
 @pytest.mark.parametrize(
