@@ -107,7 +107,10 @@ class Home:
     @cached_property
     def images(self) -> ImageStore:
         """The finished images."""
-        return ImageStore(self.root, lambda: self.trees)
+        return ImageStore(self.root, lambda: self.trees, self._names_of_bases)
+
+    def _names_of_bases(self) -> tuple[Reference, ...]:
+        return self.bases.names()
 
     @cached_property
     def bases(self) -> BaseStore:

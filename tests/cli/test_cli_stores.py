@@ -132,6 +132,16 @@ def test_an_image_is_listed_inspected_and_removed(cli: Cli) -> None:
     assert missing == "error: there is no image t/kept:1\n  hint: images in the store: none yet\n"
 
 
+@pytest.mark.parametrize("command", ["inspect", "history", "rm", "sbom"])
+def test_a_base_that_is_taken_for_an_image_is_told(cli: Cli, tmp_path: Path, command: str) -> None:
+    (tmp_path / "tree").mkdir()
+    cli("base", "import", "debian:12", tmp_path / "tree")
+    assert cli("images", command, "debian:12", status=2).err == (
+        "error: debian:12 is a base, and not an image\n"
+        "  hint: `FROM debian:12` builds an image on it; `firebuild base list` and `base rm` are for bases\n"
+    )
+
+
 @pytest.mark.parametrize("command", ["inspect", "rm"])
 @pytest.mark.parametrize("tag", ["Kept", "t/Kept:1", "t/kept:1/2", "t/kept@sha256:0", ""])
 def test_a_tag_of_another_form_is_shown_with_the_form_it_should_have(

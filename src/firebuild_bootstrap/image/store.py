@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import field, replace
 from pathlib import Path
@@ -349,10 +349,14 @@ class ImageStore:
 
     Args:
         trees: asked for what removes images that are directories with owners of their own.
+        bases: asked for the names of bases, which people take for images.
     """
 
-    def __init__(self, home: Path, trees: Callable[[], Trees]) -> None:
+    def __init__(
+        self, home: Path, trees: Callable[[], Trees], bases: Callable[[], Collection[Reference]] = tuple
+    ) -> None:
         self._contents = ContentStore(home / "images", lambda path: trees().remove(path))
+        self._bases = bases
 
     def close(self) -> None:
         """Let go of the images that `find` holds."""
@@ -515,6 +519,9 @@ class ImageStore:
         return next(filter(self._contents.has, keys), keys[0])
 
     def _unknown(self, tag: Reference) -> InputError:
+        if tag in self._bases():
+            hint = f"`FROM {tag}` builds an image on it; `firebuild base list` and `base rm` are for bases"
+            return InputError(f"{tag} is a base, and not an image", hint=hint)
         known = ", ".join(map(str, self.names())) or "none yet"
         return InputError(f"there is no image {tag}", hint=f"images in the store: {known}")
 
