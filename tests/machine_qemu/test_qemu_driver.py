@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.machine.kvm import KVM
 from firebuild_bootstrap.machine.qemu import driver
 from firebuild_bootstrap.machine.qemu.command import Accelerator
 from firebuild_bootstrap.machine.qemu.driver import QemuMachine, qemu_machine
@@ -108,13 +109,21 @@ def test_the_end_is_what_the_initramfs_reported(make: Make, script: str, code: i
     assert (ended.code, ended.log) == (code, log)
 
 
+WITH_KVM = pytest.mark.skipif(not os.access(KVM, os.R_OK | os.W_OK), reason=f"{KVM} can't be opened")
+
+
 @pytest.mark.parametrize(
     ("script", "settings", "words"),
     [
-        ("sleep 60", {"accelerator": "kvm"}, "has not run one instruction. Most likely /dev/kvm opens here"),
+        pytest.param(
+            "sleep 60",
+            {"accelerator": "kvm"},
+            "has not run one instruction. Most likely /dev/kvm opens here",
+            marks=WITH_KVM,
+        ),
         ("sleep 60", {"accelerator": "tcg"}, "is machine.qemu.kernel a kernel that QEMU's microvm boots"),
         ("sleep 60", {"accelerator": "tcg", "kernel_args": ["console=none"]}, ""),
-        ("echo boot; sleep 60", {"accelerator": "kvm"}, ""),
+        pytest.param("echo boot; sleep 60", {"accelerator": "kvm"}, "", marks=WITH_KVM),
     ],
 )
 def test_an_empty_console_is_explained(
