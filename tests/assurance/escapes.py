@@ -213,7 +213,8 @@ def attack(effort: Effort, scene: Scene, name: str, kind: Kind) -> None:
         worked = [what.partition(": ")[2] for what in report["worked"]]
         for part in ("attempts", "hunts", "changes"):
             worked += [what for what, how in findings[part].items() if not re.fullmatch("E[A-Z]+|None", how)]
-        worked = [what for what in worked if not (kind.user and OF_A_USER.fullmatch(what))]
+        if kind.user or os.geteuid() != 0:
+            worked = [what for what in worked if not OF_A_USER.fullmatch(what)]
         assert worked == [], (worked, findings)
     assert findings["key"].startswith("E"), findings["key"]
 
