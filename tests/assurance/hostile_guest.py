@@ -402,6 +402,7 @@ def in_words(seen: Seen) -> None:
     "hostile-guests",
     "guests with the right certificate that say what they must not, beside good ones",
     seconds=240,
+    needs=("root",),  # files are given to their owners in this process
 )
 def guests(effort: Effort) -> None:
     """One hostile build after the other beside good ones: each fails in words, and takes nobody's room."""

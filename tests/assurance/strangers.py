@@ -355,7 +355,10 @@ class Siege:
 
 
 @trial(
-    "strangers", "peers that are not the guest, one by one and in crowds, while the guest works", seconds=240
+    "strangers",
+    "peers that are not the guest, one by one and in crowds, while the guest works",
+    seconds=240,
+    needs=("root",),  # files are given to their owners in this process
 )
 def strangers(effort: Effort) -> None:
     """Have strangers of all kinds call while builds go on; each is refused, and the guest is not."""

@@ -318,7 +318,7 @@ def test_a_dockerfile_may_be_written_small_where_there_is_no_other(
         (b"", ["-"], "error: -: the Dockerfile is empty"),
         (b"", ["-f", "-", "."], "error: -: the Dockerfile is empty"),
         (b"\xff", ["-f", "-", "."], "error: -:1: the Dockerfile is not UTF-8 text"),
-        (gzip.compress(b"x", mtime=0), ["-"], "error: -:1: the Dockerfile is not UTF-8 text"),
+        (gzip.compress(b"x", mtime=0), ["-"], "error: standard input holds neither a tar archive nor a"),
         (b"FROM scratch\n", ["-f", "x", "-"], "error: --file x names a file of the archive"),
         (b"FROM scratch\n", ["-f", "-", "-"], "error: the build context and the Dockerfile can't"),
         (archive(Dockerfile=SCRATCH, x="x" * 9000)[:4096], ["-"], "error: the build context on standard"),
