@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from datetime import timedelta
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -175,6 +176,23 @@ def test_an_issuer_that_is_cross_signed_leads_to_either_root(shop: Shop) -> None
             server, guest = authority.issue_server(), authority.issue_guest()
         handshake(server, guest)
         assert certificates(server.trust_pem) == certificates(shop.read(f"{root}.pem"))
+
+
+def test_cas_that_all_sign_each_other_are_no_labyrinth(shop: Shop) -> None:
+    names = [f"bridge-{number}" for number in range(6)]
+    parts = []
+    for name in names:
+        shop.root(name)
+    for name, by in permutations(names, 2):
+        shop.root(by)  # its own certificate again: `issue` has replaced it
+        shop.issue(name, by=by)
+        parts.append(shop.read(f"{name}.pem"))
+    shop.issue("ca", by=names[0])
+    block = {"ca_cert": shop.path("ca.pem"), "ca_key": shop.path("ca.key")}
+    chain = shop.write("chain.pem", *parts)
+    shop.root("elsewhere")
+    with pytest.raises(CAError, match="the chain does not reach an anchor"):
+        opened(block, chain=chain, anchors=[shop.path("elsewhere.pem")])
 
 
 def test_an_issuer_signed_with_sha1_is_named_with_the_way_out(aging: Shop) -> None:

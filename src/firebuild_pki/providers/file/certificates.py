@@ -45,6 +45,8 @@ from firebuild_pki.settings import SecretRef
 from firebuild_pki.verify import public_key_bytes
 
 _MOST_PATHS = 64
+_MOST_STEPS = 2000
+"""Certificates that are looked at on all ways up: CAs that sign each other have ways without number."""
 
 LEAF_CURVES = {"secp256r1": "P-256", "secp384r1": "P-384"}
 """Those that gRPC accepts in the certificates of server and guest."""
@@ -402,7 +404,8 @@ def find_paths(start: Found, pool: Pool, now: datetime, *, beside: Sequence[Foun
         return [_path(pool, (), anchors, itself)]
     known = [*pool.known, *beside]
     paths, reasons = [], []
-    for route in islice(_routes(start, [one for one in known if one.valid_at(now)], anchors), _MOST_PATHS):
+    valid = [one for one in known if one.valid_at(now)]
+    for route in islice(_routes(start, valid, anchors, iter(range(_MOST_STEPS))), _MOST_PATHS):
         try:
             for one in route:
                 must_be_ca(one)
@@ -415,20 +418,31 @@ def find_paths(start: Found, pool: Pool, now: datetime, *, beside: Sequence[Foun
     if reasons:
         raise reasons[0]
     # the way there may lead over something that expired: say so rather than "missing"
-    for one in next(_routes(start, known, pool.trusted), ()):
+    for one in next(_routes(start, known, pool.trusted, iter(range(_MOST_STEPS))), ()):
         must_be_valid(one, now)
     raise _broken(start, known, anchors)
 
 
-def _routes(start: Found, known: Sequence[Found], anchors: Sequence[Found]) -> Iterator[tuple[Found, ...]]:
-    """Find the issuers of a certificate up to and with an anchor; cross-signed CAs have several."""
+def _routes(
+    start: Found, known: Sequence[Found], anchors: Sequence[Found], steps: Iterator[int]
+) -> Iterator[tuple[Found, ...]]:
+    """Find the issuers of a certificate up to and with an anchor; cross-signed CAs have several.
+
+    Args:
+        start: the certificate.
+        known: what may be above it.
+        anchors: where a way may end.
+        steps: one is taken for each certificate on each way; there is no other way when they are used up.
+    """
+    if next(steps, None) is None:
+        return
     for anchor in _latest_first(anchors):
         if _issued(start, anchor):
             yield (anchor,)
     rest = [one for one in known if one.certificate != start.certificate]
     for issuer in _latest_first(rest):
         if not is_self_signed(issuer.certificate) and _issued(start, issuer):
-            for above in _routes(issuer, rest, anchors):
+            for above in _routes(issuer, rest, anchors, steps):
                 yield (issuer, *above)
 
 
