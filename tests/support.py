@@ -113,6 +113,13 @@ def serving(server: BaseServer) -> Iterator[None]:
         server.server_close()
 
 
+def said_without_home(code: str) -> str:
+    """Run Python code as a user who has no entry and no HOME; return what it wrote to standard error."""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, user=54_321, env={}, capture_output=True, text=True, check=False)
+    return done.stderr
+
+
 @contextmanager
 def no_descriptors() -> Iterator[None]:
     """Take all descriptors that this process may still open, until the end."""

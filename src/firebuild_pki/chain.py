@@ -6,7 +6,7 @@ import re
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -98,7 +98,16 @@ def read_certificate(data: bytes) -> x509.Certificate:
     """Read one certificate, PEM or DER; each kind of damage raises a different exception."""
     is_pem = data.lstrip().startswith(b"-")
     with quiet_parsing():
-        return (x509.load_pem_x509_certificate if is_pem else x509.load_der_x509_certificate)(data)
+        certificate = (x509.load_pem_x509_certificate if is_pem else x509.load_der_x509_certificate)(data)
+        _parse_extensions([certificate])
+    return certificate
+
+
+def _parse_extensions(certificates: Iterable[x509.Certificate]) -> None:
+    """Have extensions parsed, which certificates keep then: later nothing is remarked about them."""
+    for certificate in certificates:
+        with suppress(Exception):  # what is broken is told to whoever asks for it
+            _ = certificate.extensions
 
 
 def serial_of(certificate: x509.Certificate) -> int:
@@ -109,9 +118,7 @@ def serial_of(certificate: x509.Certificate) -> int:
 
 def extension_of(certificate: x509.Certificate, kind: type[ExtensionT]) -> ExtensionT | None:
     """Return the value of an extension, None if there is none."""
-    with quiet_parsing():
-        extensions = certificate.extensions
-    for extension in extensions:
+    for extension in certificate.extensions:
         value: x509.ExtensionType = extension.value
         if type(value) is kind:
             return value
@@ -174,7 +181,9 @@ def parse_certificates(pem: bytes | str, what: str) -> list[x509.Certificate]:
     data = data.replace(b"----------", b"-----\n-----")
     try:
         with quiet_parsing():
-            return x509.load_pem_x509_certificates(data)
+            certificates = x509.load_pem_x509_certificates(data)
+            _parse_extensions(certificates)
+            return certificates
     except Exception as error:  # untrusted input, and each parser fails with exceptions of its own
         message = f"expected PEM certificates as {what}, but they cannot be read: {error_message(error)}"
         raise MaterialError(message) from error

@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
+from firebuild_pki import homes
 from firebuild_pki.display import counted
 from firebuild_pki.errors import CAError
 
@@ -98,9 +99,9 @@ def expanded(path: str) -> str:
     Raises:
         CAError: nobody's home directory is known for it.
     """
-    found = os.path.expanduser(path)
-    if found.startswith("~"):
-        whose = found.partition("/")[0]
+    found = homes.expanded(path)
+    if found is None:
+        whose = path.partition("/")[0]
         raise CAError(f"{path}: no home directory is known for {whose}", hint="write the path out")
     return found
 

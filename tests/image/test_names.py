@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +7,7 @@ import pytest
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image.names import Reference, at_home, default_home
 from firebuild_bootstrap.image.remotecache import parse_cache
+from support import said_without_home
 
 SHA256 = "sha256:" + "0" * 64
 
@@ -154,11 +153,9 @@ def test_the_home_is_the_variable_or_the_users_data_directory() -> None:
 @pytest.mark.needs("root")
 def test_a_user_without_a_home_is_told_how_to_give_the_store_a_place() -> None:
     code = "from firebuild_bootstrap.image.names import default_home; default_home({})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], user=54_321, env={}, capture_output=True, text=True, check=False
-    )
-    assert "InputError: the store has no place: this user has no home directory" in done.stderr
-    assert "hint: set FIREBUILD_HOME to a directory for the store, or HOME" in done.stderr
+    said = said_without_home(code)
+    assert "InputError: the store has no place: this user has no home directory" in said
+    assert "hint: set FIREBUILD_HOME to a directory for the store, or HOME" in said
 
 
 def test_nothing_is_made_in_a_directory_called_after_a_user() -> None:

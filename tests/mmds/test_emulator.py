@@ -17,6 +17,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
+from firebuild_bootstrap.accepting import Acceptor
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, DataStore, MetadataEmulator, MmdsVersion
 from firebuild_bootstrap.mmds import emulator as emulator_module
@@ -326,14 +327,14 @@ def test_a_guest_that_comes_while_there_is_no_descriptor_is_answered_later(
     serve: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = 0
-    accept = MetadataEmulator._accept
+    accept = Acceptor._accept
 
-    def counted(emulator: MetadataEmulator, listener: socket.socket) -> None:
+    def counted(acceptor: Acceptor) -> None:
         nonlocal tries
         tries += 1
-        accept(emulator, listener)
+        accept(acceptor)
 
-    monkeypatch.setattr(MetadataEmulator, "_accept", counted)
+    monkeypatch.setattr(Acceptor, "_accept", counted)
     serve(version=V1)
     with socket.socket(socket.AF_UNIX) as client:
         with no_descriptors():

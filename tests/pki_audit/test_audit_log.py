@@ -32,6 +32,7 @@ from firebuild_pki import (
 )
 from firebuild_pki.observers.audit_log import MAX_REASON, AuditLogSettings, append, line_of
 from pki.tools import NOW, Clock, ca_settings, entry, leaf_of
+from support import said_without_home
 
 EVENT = CAEvent(EventKind.REFUSED, NOW, "vault", "b", Profile.GUEST, ("guest.b.x",), reason="no")
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -129,10 +130,7 @@ def test_a_log_in_the_home_of_nobody_is_an_error() -> None:
 @pytest.mark.needs("root")
 def test_a_log_of_a_user_without_a_home_has_no_place() -> None:
     code = "from firebuild_pki.observers.audit_log import AuditLogSettings as S; S().file"
-    done = subprocess.run(
-        [sys.executable, "-c", code], user=54_321, env={}, capture_output=True, text=True, check=False
-    )
-    assert "the audit log has no place: this user has no home directory" in done.stderr
+    assert "the audit log has no place: this user has no home directory" in said_without_home(code)
 
 
 def test_the_log_is_its_owners_alone(tmp_path: Path) -> None:

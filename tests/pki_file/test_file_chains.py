@@ -8,8 +8,10 @@ from itertools import permutations
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 from firebuild_pki import CAError
+from firebuild_pki.chain import extension_of, parse_certificates, read_certificate
 from firebuild_pki.grpc_handshake import handshake
 from firebuild_pki.provider import utc_now
 from pki.tools import certificates
@@ -334,3 +336,6 @@ def test_numbers_that_no_certificate_may_have_are_not_remarked_on_stderr(shop: S
     block = {"ca_cert": shop.path("ca.pem"), "ca_key": shop.path("ca.key")}
     with opened(block, anchors=[shop.path("root.pem")]) as authority:
         handshake(authority.issue_server(), authority.issue_guest())
+    pem = shop.read("ca.pem")
+    for read in (read_certificate(pem), *parse_certificates(pem, "it")):
+        assert extension_of(read, x509.AuthorityKeyIdentifier) is not None

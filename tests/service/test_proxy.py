@@ -397,7 +397,7 @@ def test_the_port_may_be_closed_while_accepting_pauses(materials: Materials, sho
     opened.start(listen("127.0.0.1", 0))
     opened.close_port()
     opened.close_port()
-    opened._loop.call_soon_threadsafe(opened._begin_accepting)
+    opened._loop.call_soon_threadsafe(opened._acceptor._begin)
     opened.stop()
 
 

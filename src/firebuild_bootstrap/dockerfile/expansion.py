@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Final
 
 from firebuild_bootstrap.dockerfile.syntax import Instruction, short
+from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.matching import BadPattern, Pattern
 from firebuild_pki.display import counted
 
@@ -30,6 +31,10 @@ _HEREDOC: Final = re.compile(r"<(?:<[\t\r ]*)?")
 
 class ExpansionError(ValueError):
     """A word can't be expanded; the message says why."""
+
+
+class MalformedWord(ExpansionError):
+    """It is not written as the shell's rules want it: an escape may be missing."""
 
 
 @dataclass
@@ -160,14 +165,14 @@ class Lexer:
                 words.add(pieces[-1], divides=divides)
         else:
             if stop:
-                raise ExpansionError(f"syntax error: missing {stop!r}")
+                raise MalformedWord(f"syntax error: missing {stop!r}")
         self._raw = before
         return "".join(pieces)
 
     def _single(self, *, pattern: bool) -> str:
         end = self._text.find("'", self._at + 1)
         if end < 0:
-            raise ExpansionError("unexpected end of statement while looking for matching single-quote")
+            raise MalformedWord("unexpected end of statement while looking for matching single-quote")
         quoted = self._text[self._at + 1 : end]
         self._at = end + 1
         return quoted.replace(self._escape, self._escape * 2) if pattern else quoted
@@ -193,7 +198,7 @@ class Lexer:
             else:
                 pieces.append(escape * (2 if self._raw else 1))
                 self._at += 1
-        raise ExpansionError("unexpected end of statement while looking for matching double-quote")
+        raise MalformedWord("unexpected end of statement while looking for matching double-quote")
 
     # --- variables ------------------------------------------------------------------------------
 
@@ -204,14 +209,14 @@ class Lexer:
             return self._spend(self._value(name) or "") if name else "$"
         self._at += 1
         if self._peek() in ("{", "}", ":"):
-            raise ExpansionError("syntax error: bad substitution")
+            raise MalformedWord("syntax error: bad substitution")
         name = self._name()
         modifier = self._next()
         if modifier == "}":
             return self._spend(self._value(name) or "")
         self._depth += 1
         if self._depth > _MAX_NESTED:
-            raise ExpansionError(f"substitutions are nested more than {_MAX_NESTED} deep")
+            raise MalformedWord(f"substitutions are nested more than {_MAX_NESTED} deep")
         value = self._replaced(name) if modifier == "/" else self._substituted(name, modifier)
         self._depth -= 1
         return value
@@ -221,7 +226,7 @@ class Lexer:
         if colon:
             modifier = self._next()
         if modifier not in ("-+?" if colon else "-+?#%"):
-            raise ExpansionError(f"unsupported modifier ({':' * colon}{modifier}) in substitution")
+            raise MalformedWord(f"unsupported modifier ({':' * colon}{modifier}) in substitution")
         trims = modifier in "#%"
         word = self._scan("}", raw=trims, pattern=trims)
         value = self._value(name)
@@ -264,7 +269,7 @@ class Lexer:
         try:
             pattern = Pattern.shell(text)
         except BadPattern as error:
-            raise ExpansionError(f"invalid pattern ({text:.80}) in substitution: {error}") from error
+            raise MalformedWord(f"invalid pattern ({text:.80}) in substitution: {error}") from error
         self._budget.spend(pattern.weight * len(value))
         return pattern
 
@@ -303,7 +308,7 @@ class Lexer:
     def _next(self) -> str:
         character = self._peek()
         if not character:
-            raise ExpansionError("syntax error: missing '}'")
+            raise MalformedWord("syntax error: missing '}'")
         self._at += 1
         return character
 
@@ -376,26 +381,21 @@ class Expander:
         try:
             word = lexer.word()
         except ExpansionError as error:
-            raise self._instruction.error(
-                f"failed to process {short(text)!r}: {error}", hint=self._remedy(error)
-            ) from error
+            raise self._failed(f"failed to process {short(text)!r}", error, self._escape) from error
         self._missing(lexer.missing)
         return word, lexer
 
-    def _remedy(self, error: ExpansionError) -> str | None:
-        """Return the hint for a word that is malformed; what `${NAME:?WORDS}` says stands for itself."""
-        if any(words in str(error) for words in ("syntax error", "substitution", "quote")):
-            return f"write {self._escape} before a $ or a quotation mark that is meant as it is"
-        return None
+    def _failed(self, what: str, error: ExpansionError, escape: str) -> InputError:
+        malformed = isinstance(error, MalformedWord)
+        hint = f"write {escape} before a $ or a quotation mark that is meant as it is" if malformed else None
+        return self._instruction.error(f"{what}: {error}", hint=hint)
 
     def words(self, text: str) -> list[str]:
         """Return `text` as words: what an unquoted variable holds is split at white space."""
         try:
             return Lexer(text, self._values, self._escape, self._budget).words()
         except ExpansionError as error:
-            raise self._instruction.error(
-                f"failed to process {short(text)!r}: {error}", hint=self._remedy(error)
-            ) from error
+            raise self._failed(f"failed to process {short(text)!r}", error, self._escape) from error
 
     def body(self, text: str) -> str:
         """Return the body of a heredoc: variables replaced, quotes left alone."""
@@ -404,6 +404,6 @@ class Expander:
             lexer = Lexer(text, self._values, "\\", self._budget, limit=self._budget.left, quotes=False)
             body = lexer.word()
         except ExpansionError as error:
-            raise self._instruction.error(f"in a heredoc: {error}", hint=self._remedy(error)) from error
+            raise self._failed("in a heredoc", error, "\\") from error
         self._missing(lexer.missing)
         return body

@@ -12,6 +12,7 @@ from typing import Final, NoReturn
 import platformdirs
 
 from firebuild_bootstrap.errors import InputError
+from firebuild_pki import homes
 from firebuild_pki.display import counted, one_line
 
 # The grammar of references (github.com/distribution/reference, reference.go). Character classes are spelled
@@ -180,9 +181,9 @@ def at_home(path: str, what: str) -> Path:
     Raises:
         InputError: nobody's home directory is known for it.
     """
-    found = os.path.expanduser(path)
-    if found.startswith("~"):
-        whose = one_line(found.partition("/")[0], 100)
+    found = homes.expanded(path)
+    if found is None:
+        whose = one_line(path.partition("/")[0], 100)
         raise InputError(f"{what}: no home directory is known for {whose}", hint="write the path out")
     return Path(found)
 
@@ -196,11 +197,8 @@ def default_home(environ: Mapping[str, str]) -> Path:
     chosen = environ.get("FIREBUILD_HOME")
     if chosen:
         return Path(os.path.abspath(chosen))
-    try:
-        found = Path(platformdirs.user_data_dir("firebuild"))
-    except RuntimeError:
-        found = Path()
-    if not found.is_absolute():  # as older platformdirs answer
+    found = homes.own_directory(platformdirs.user_data_dir)
+    if found is None:
         hint = "set FIREBUILD_HOME to a directory for the store, or HOME"
         raise InputError("the store has no place: this user has no home directory", hint=hint)
     return found

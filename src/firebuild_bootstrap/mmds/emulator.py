@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from firebuild_bootstrap.accepting import Acceptor
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.mmds.protocol import (
     BadRequest,
@@ -27,7 +28,6 @@ from firebuild_bootstrap.mmds.store import DataStore
 _BACKLOG: Final = 128
 _MAX_CONNECTIONS: Final = 32
 _IDLE_SECONDS: Final = 60.0
-_ACCEPT_PAUSE: Final = 0.1
 _READ_BYTES: Final = 64 * 1024
 
 
@@ -169,27 +169,15 @@ class MetadataEmulator:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         listener.setblocking(False)
-        self._begin_accepting(listener)
+        acceptor = Acceptor(listener, self._accept)
         ready.set()
         await self._stopping.wait()
-        self._loop.remove_reader(listener)
-        listener.close()
+        acceptor.close()
         for task in self._connections:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
-    def _begin_accepting(self, listener: socket.socket) -> None:
-        if listener.fileno() >= 0:
-            self._loop.add_reader(listener, self._accept, listener)
-
-    def _accept(self, listener: socket.socket) -> None:
-        try:
-            sock, _ = listener.accept()
-        except OSError:  # the guest has gone again, or no descriptor is left for now (accept(2))
-            self._loop.remove_reader(listener)
-            self._loop.call_later(_ACCEPT_PAUSE, self._begin_accepting, listener)
-            return
-        sock.setblocking(False)
+    def _accept(self, sock: socket.socket, _: tuple[object, ...]) -> None:
         if len(self._connections) >= _MAX_CONNECTIONS:
             sock.close()
             return

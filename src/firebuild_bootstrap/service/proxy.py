@@ -24,6 +24,7 @@ from typing import Final, Protocol
 from OpenSSL import SSL
 
 from firebuild_bootstrap import wire
+from firebuild_bootstrap.accepting import Acceptor
 from firebuild_bootstrap.listening import format_address
 from firebuild_bootstrap.service.limits import Limits
 from firebuild_bootstrap.service.relay import TlsStream, relay, relay_sockets
@@ -44,7 +45,6 @@ from firebuild_pki.display import counted
 
 logger: Final = logging.getLogger("firebuild.service")
 _LINGER_SECONDS: Final = 5.0
-_ACCEPT_PAUSE: Final = 0.1
 # Bytes of a first read: a ClientHello, or what comes in place of one.
 _FIRST_BYTES: Final = 16 * 1024
 _MAX_CONNECT: Final = 2048
@@ -143,34 +143,20 @@ class Proxy:
     async def _run(self, listener: socket.socket, ready: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
-        self._listener = listener
-        self._begin_accepting()
+        self._acceptor = Acceptor(
+            listener, self._accept, lambda error: logger.warning("cannot accept a connection: %s", error)
+        )
         ready.set()
         await self._stopping.wait()
-        await self._end_accepting()
+        self._acceptor.close()
         for task in self._connections:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
-    def _begin_accepting(self) -> None:
-        # Not a task around `sock_accept`: cancelled at the wrong moment, that loses a socket.
-        if self._listener.fileno() >= 0:
-            self._loop.add_reader(self._listener, self._accept)
-
     async def _end_accepting(self) -> None:
-        if self._listener.fileno() >= 0:
-            self._loop.remove_reader(self._listener)
-            self._listener.close()
+        self._acceptor.close()
 
-    def _accept(self) -> None:
-        try:
-            sock, address = self._listener.accept()
-        except OSError as error:
-            logger.warning("cannot accept a connection: %s", error)
-            self._loop.remove_reader(self._listener)  # out of descriptors, most likely: let some go
-            self._loop.call_later(_ACCEPT_PAUSE, self._begin_accepting)
-            return
-        sock.setblocking(False)
+    def _accept(self, sock: socket.socket, address: tuple[object, ...]) -> None:
         peer = format_address(address)
         if len(self._handshaking) >= self._limits.max_handshakes:
             # Others must not be able to keep the guest out by holding connections open.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from firebuild_pki.errors import CAError
+from firebuild_pki.homes import own_directory
 from firebuild_pki.hookspecs import hookimpl
 from firebuild_pki.names import user_name
 from firebuild_pki.provider import CAEvent
@@ -48,11 +49,8 @@ class AuditLogSettings(Settings):
             return Path(expanded(self.path))
         import platformdirs
 
-        try:
-            found = platformdirs.user_state_path("firebuild")
-        except RuntimeError:
-            found = Path()
-        if not found.is_absolute():  # as older platformdirs answer
+        found = own_directory(platformdirs.user_state_dir)
+        if found is None:
             hint = "set ca.audit-log.path"
             raise CAError("the audit log has no place: this user has no home directory", hint=hint)
         return found / "ca-audit.jsonl"

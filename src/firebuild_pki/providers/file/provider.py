@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 
 from cryptography import x509
 
@@ -225,7 +226,7 @@ def _not_open() -> AuthorityClosed:
     return AuthorityClosed("the files are not read: the provider is not open")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SigningCA:
     """A CA, ready to sign.
 
@@ -245,6 +246,11 @@ class SigningCA:
     def chain(self) -> tuple[Found, ...]:
         """What peers need between a leaf and the anchor."""
         return () if self.path.reached.certificate == self.ca.certificate else (self.ca, *self.path.issuers)
+
+    @cached_property
+    def nameless(self) -> bool:
+        """Whether leaves have no subject, because one of the CAs above permits certain ones only."""
+        return restricts_subjects(certificates_of((self.ca, *self.path.issuers, self.path.reached)))
 
     @property
     def chain_pem(self) -> bytes:
@@ -270,7 +276,7 @@ class SigningCA:
             profile=request.profile,
             dns_names=request.dns_names,
             uri_names=request.uri_names,
-            nameless=restricts_subjects(certificates_of((self.ca, *self.path.issuers, self.path.reached))),
+            nameless=self.nameless,
         )
         self._must_hold(leaf, request, now)
         return leaf
@@ -307,7 +313,10 @@ def load_signing_ca(settings: FileSettings, context: ProviderContext) -> Signing
         pool = load_pool(settings, held)
         fitting = for_key(key, held, (*pool.known, *pool.anchors), now)
         ways = _anchored(fitting, pool, now)
-        return SigningCA(key, *next((way for way in ways[1:] and ways if _permits(*way, context)), ways[0]))
+        signing = [SigningCA(key, ca, path) for ca, path in ways]
+        if len(signing) == 1:
+            return signing[0]
+        return next((one for one in signing if _permits(one, context)), signing[0])
     except CAError:
         key.close()
         raise
@@ -328,7 +337,7 @@ def _anchored(fitting: Sequence[Found], pool: Pool, now: datetime) -> list[tuple
     return ways
 
 
-def _permits(ca: Found, path: Path, context: ProviderContext) -> bool:
+def _permits(signing: SigningCA, context: ProviderContext) -> bool:
     """Tell whether certificates with the names of a build are allowed below a CA, on one of its ways up."""
     domain = context.domain or (f"build.{context.name_suffix}" if context.name_suffix else "")
     names = [name for name in context.names if "://" not in name]
@@ -337,10 +346,9 @@ def _permits(ca: Found, path: Path, context: ProviderContext) -> bool:
     if not names and not uris:
         return True
     key = generate_key()  # nothing is signed for a trial
-    issuer = Issuer(ca.certificate, key)
+    issuer = Issuer(signing.ca.certificate, key)
     validity = Validity.starting(context.clock(), timedelta(hours=1), backdate=timedelta(0))
-    issuers = certificates_of(() if path.reached.certificate == ca.certificate else (ca, *path.issuers))
-    nameless = restricts_subjects((*issuers, path.reached.certificate))
+    issuers = tuple(certificates_of(signing.chain))
     for profile in Profile:
         leaf = make_leaf(
             key.public_key(),
@@ -349,9 +357,9 @@ def _permits(ca: Found, path: Path, context: ProviderContext) -> bool:
             profile=profile,
             dns_names=names,
             uri_names=uris,
-            nameless=nameless,
+            nameless=signing.nameless,
         )
-        chain = Chain(leaf, tuple(issuers), path.reached.certificate)
+        chain = Chain(leaf, issuers, signing.path.reached.certificate)
         if name_problem(chain) or policy_problem(chain) or authority_problem(chain, USAGE[profile]):
             return False
     return True
