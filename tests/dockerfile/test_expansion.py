@@ -293,3 +293,24 @@ def test_a_heredoc_may_hold_much_but_not_anything(plan: Plan) -> None:
     with pytest.raises(InputError, match="in a heredoc: the variables in it expand to more") as caught:
         plan(f"FROM scratch\nARG A={'a' * 10_000}\nCOPY <<E /f\n{body}E\n")
     assert caught.value.location == Location("Dockerfile", 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("FROM scratch\nENV A=${a\n", r"write \ before a $ or a quotation mark that is meant as it is"),
+        (
+            "# escape=`\nFROM scratch\nENV A=${a\n",
+            "write ` before a $ or a quotation mark that is meant as it is",
+        ),
+        (
+            "# escape=`\nFROM scratch\nCOPY <<EOF /x\n${a\nEOF\n",
+            r"write \ before a $ or a quotation mark that is meant as it is",
+        ),
+        ("FROM scratch\nENV A=${a:?give a quote}\n", None),
+    ],
+)
+def test_a_malformed_word_is_told_its_escape_and_no_other(plan: Plan, text: str, hint: str | None) -> None:
+    with pytest.raises(InputError) as caught:
+        plan(text)
+    assert caught.value.hint == hint

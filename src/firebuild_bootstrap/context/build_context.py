@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.context.fetch import Cloned
     from firebuild_bootstrap.sshagent import SshAgent
 
+_SUBDIRECTORY: Final = "the directory behind the colon of #REF:DIRECTORY is one of the repository"
 # difflib compares with each of them in time proportional to its length: an error must not take seconds.
 _COMPARED_NAMES: Final = 10_000
 
@@ -87,8 +88,7 @@ class FileTree:
     ) -> None:
         self._files = root
         self.label = label
-        self._where = f" {root.path}" if isinstance(root, ContextRoot) else ""
-        self._absent: str | None = None
+        self._place = ContextPlace(f" {root.path}" if isinstance(root, ContextRoot) else "")
         self._rules = rules or IgnoreRules()
         self._keeps_owners = keeps_owners
         self._downloads = downloads
@@ -204,7 +204,7 @@ class FileTree:
         except OSError as error:
             raise InputError(
                 f"{source.subdirectory!r:.200} is not in {tree.label}",
-                hint="the directory behind the colon of #REF:DIRECTORY is one of the repository",
+                hint=_SUBDIRECTORY,
                 location=location,
             ) from error
         if not node.is_directory:
@@ -293,7 +293,7 @@ class FileTree:
             ) from error
         except OSError as error:
             raise InputError(
-                f"{text!r} is not in {self.label}{self._where}",
+                f"{text!r} is not in {self.label}{self._place.where}",
                 hint=self._hint(parts, tree),
                 location=tree.location,
             ) from error
@@ -305,8 +305,8 @@ class FileTree:
         return node
 
     def _hint(self, parts: Parts, tree: Tree) -> str | None:
-        if self._absent is not None:
-            return self._absent
+        if self._place.hint is not None:
+            return self._place.hint
         if tree.rules.ignores("/".join(parts)):
             return f"{tree.rules.name} excludes it"
         for length in range(len(parts)):
@@ -374,8 +374,7 @@ class BuildContext(FileTree):
         self.root = root
         self.commit = commit
         if place is not None:
-            self._where = place.where
-            self._absent = place.hint
+            self._place = place
 
     def path_of(self, directory: Path) -> str | None:
         """Return where COPY finds a directory of this host; None if it is elsewhere, or ignored."""
@@ -431,7 +430,7 @@ def open_named(
             except OSError as error:
                 raise InputError(
                     f"--build-context {name}: {source.subdirectory!r:.200} is not in {redacted(source.url)}",
-                    hint="the directory behind the colon of #REF:DIRECTORY is one of the repository",
+                    hint=_SUBDIRECTORY,
                 ) from error
         source = cloned.path.joinpath(*node.parts)
     return BuildContext(source, name=name, downloads=downloads, tasks=tasks, commit=commit)

@@ -72,8 +72,8 @@ _LONGEST_WORDS: Final = 4000  # git cuts what it says, with a path in it, at 409
 # What git says where ssh failed, whose words are in the line before; the lines behind it are general advice.
 _SSH_FAILED: Final = "Could not read from remote repository."
 
-_AGAIN: Final = "try again, or download it into the build context, and COPY it"
 _ELSEWHERE: Final = "download it into the build context, and COPY it"
+_AGAIN: Final = f"try again, or {_ELSEWHERE}"
 _SMALLER: Final = "name a smaller repository, or clone what is needed of it into the build context"
 
 

@@ -30,6 +30,7 @@ OLD_HUB: Final = "index.docker.io"
 """The name under which Docker's own registry answers and is logged in at."""
 
 _HUB_KEY: Final = f"https://{OLD_HUB}/v1/"
+_LOG_IN_AGAIN: Final = "log in again: docker login REGISTRY"
 _MAX_FILE: Final = 1 << 20
 _MAX_ANSWER: Final = 64 << 10
 _HELPER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
@@ -199,14 +200,14 @@ def _of_entry(entry: Mapping[str, object], source: str) -> Credentials | None:
         except (binascii.Error, UnicodeDecodeError, ValueError):
             raise InputError(
                 f"{one_line(source)}: an entry of auths is not in base64",
-                hint="log in again: docker login REGISTRY",
+                hint=_LOG_IN_AGAIN,
             ) from None
         username, _, password = decoded.rstrip("\0").partition(":")
     found = Credentials(source, username, password, text("identitytoken"), text("registrytoken"))
     if not (found.registry_token.isascii() and found.registry_token.isprintable()):
         raise InputError(
             f"{one_line(source)}: a registrytoken in auths can't be a header of HTTP",
-            hint="log in again: docker login REGISTRY",
+            hint=_LOG_IN_AGAIN,
         )
     return found if password or found.identity_token or found.registry_token else None
 
@@ -231,9 +232,7 @@ def _ask(helper: str, key: str, environ: Mapping[str, str], check: Callable[[], 
     answer = _document(f"the answer of {program}", text)
     username, secret = answer.get("Username"), answer.get("Secret")
     if not isinstance(username, str) or not isinstance(secret, str):
-        raise InputError(
-            f"the answer of {program} has no Username and Secret", hint="log in again: docker login REGISTRY"
-        )
+        raise InputError(f"the answer of {program} has no Username and Secret", hint=_LOG_IN_AGAIN)
     if not secret:
         return None
     if username == "<token>":  # so the protocol marks an identity token
