@@ -149,6 +149,16 @@ def test_one_certificate_for_both_ends_is_allowed(usual: Shop) -> None:
         assert "extended key usage" in " ".join(authority.warnings)
 
 
+def test_one_file_may_hold_the_certificates_of_both_ends_for_one_key(usual: Shop) -> None:
+    for days in (900, 1000):  # whichever of them is valid longest
+        server = usual.issue("both", "builds", SERVER, days=days).read_bytes()
+        client = usual.issue("both", "builds", CLIENT, days=1900 - days).read_bytes()
+        usual.write("both.pem", server, client)
+        _, guest = issued(pairs_of(usual, usual.path("builds.pem"), server="both", client="both"))
+        assert guest.server_name == "builds.example.com"
+        assert guest.identity == "guest.example.com"
+
+
 @pytest.mark.parametrize("usage", ["codeSigning", None])
 @pytest.mark.parametrize("which", ["server", "client"])
 def test_a_certificate_for_something_else_is_refused_with_its_file(

@@ -170,7 +170,8 @@ def load_ready_pairs(settings: FileSettings, context: ProviderContext) -> ReadyP
         must_be_ca(one)
     pool = load_pool(settings, held)
     server_end, client_end = _load(settings, context, "server"), _load(settings, context, "client")
-    server, client = _leaf(server_end, client_end, now), _leaf(client_end, server_end, now)
+    server = _leaf(server_end, client_end, Profile.SERVER, now)
+    client = _leaf(client_end, server_end, Profile.GUEST, now)
     _must_not_be_swapped(server, client)
     own_name = server_name(server, settings.server_name)
     server_paths = find_paths(server, pool, now, beside=server_end.certificates)
@@ -193,8 +194,10 @@ def _load(settings: FileSettings, context: ProviderContext, end: str) -> _End:
     return _End(certificates, load_key(source, passphrase, context.environ, curves=LEAF_CURVES))
 
 
-def _leaf(end: _End, other: _End, now: datetime) -> Found:
-    found = for_key(end.key, end.certificates, other.certificates, now)[0]
+def _leaf(end: _End, other: _End, profile: Profile, now: datetime) -> Found:
+    fitting = for_key(end.key, end.certificates, other.certificates, now)
+    # one file may hold the certificates of both ends, for one key
+    found = next((one for one in fitting if not _only_for_other(one, profile)), fitting[0])
     if is_ca(found.certificate):
         hint = "name a certificate that the CA issued for this end"
         raise found.source.wrong(f"expected the certificate of one end, but {found.name} is a CA", hint)
@@ -203,20 +206,20 @@ def _leaf(end: _End, other: _End, now: datetime) -> Found:
 
 
 def _must_not_be_swapped(server: Found, client: Found) -> None:
-    if _only_for(server, Profile.GUEST) and _only_for(client, Profile.SERVER):
+    if _only_for_other(server, Profile.SERVER) and _only_for_other(client, Profile.GUEST):
         raise server.source.wrong(
             f"{server.name} is for clients, and {client.name} in {client.source} for servers",
             "swap the certificates, and their keys",
         )
 
 
-def _only_for(found: Found, profile: Profile) -> bool:
+def _only_for_other(found: Found, profile: Profile) -> bool:
+    """Tell whether a certificate is for the other end than that of a profile, and not for this one."""
     try:
-        usage = found.certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        usage = {*found.certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value}
     except x509.ExtensionNotFound:
         return False
-    other = {*USAGE.values()} - {USAGE[profile]}
-    return USAGE[profile] in usage and not other & {*usage}
+    return USAGE[profile] not in usage and not usage.isdisjoint(USAGE.values())
 
 
 def _that_holds(pairs: Sequence[Pair], profile: Profile, now: datetime) -> Pair:
