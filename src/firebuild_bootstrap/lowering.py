@@ -99,8 +99,8 @@ def outside(graph: Graph, trees: Trees, *, check: bool = True) -> tuple[Graph, S
         check: look at all files, so that what can't be sent is found before anything starts.
 
     Returns:
-        the graph without the steps that copy nothing (BuildKit makes no destination for them either), what
-        its other steps send, and where the former were.
+        the graph without the steps that copy nothing (BuildKit makes no destination for them either, unless
+        they keep --parents), what its other steps send, and where patterns matched nothing.
 
     Raises:
         InputError: a source can't be found, read or downloaded; all of them.
@@ -117,8 +117,10 @@ def outside(graph: Graph, trees: Trees, *, check: bool = True) -> tuple[Graph, S
                 with errors.collected():
                     found = _resource(step, copy, trees, check=check)
                     if not found.groups:
-                        empty.append(_nothing_matches(step, copy))
+                        empty.append(_nothing_matches(step, copy, "nothing is copied"))
                         continue
+                    if copy.parents and not any(entry.path for entry in found.entries()):
+                        empty.append(_nothing_matches(step, copy, "only the destination is made"))
                     sent[stage.index, len(steps)] = found
             steps.append(step)
         stages.append(replace(stage, steps=tuple(steps)))
@@ -126,9 +128,9 @@ def outside(graph: Graph, trees: Trees, *, check: bool = True) -> tuple[Graph, S
     return replace(graph, stages=tuple(stages)), sent, tuple(empty)
 
 
-def _nothing_matches(step: Step, copy: Copy) -> Diagnostic:
+def _nothing_matches(step: Step, copy: Copy, therefore: str) -> Diagnostic:
     patterns = ", ".join(repr(one.pattern) for one in copy.sources if isinstance(one, Files))
-    return Diagnostic(step.origin.location, f"nothing matches {patterns:.300}, so nothing is copied")
+    return Diagnostic(step.origin.location, f"nothing matches {patterns:.300}, so {therefore}")
 
 
 def lower(

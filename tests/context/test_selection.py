@@ -77,13 +77,16 @@ def test_parents_keeps_the_modes_of_directories_and_excludes_from_the_pivot_on(r
     assert names(entries) == ["", "d", "d/e", "d/e/b.o"]
 
 
-def test_with_parents_a_missing_name_is_an_error_and_an_unmatched_pattern_is_not(root: Path) -> None:
+def test_with_parents_a_missing_name_is_an_error_and_an_unmatched_pattern_an_empty_directory(
+    root: Path,
+) -> None:
     with pytest.raises(InputError, match="'d/e/missing' is not in the build context") as caught:
         sent(root, "d/e/missing", parents=True)
     assert caught.value.location == HERE
     with pytest.raises(InputError, match="is not in the build context"):
         sent(root, "d/./missing", parents=True)
-    assert sent(root, "*.none", "d/./*.none", parents=True) == []
+    assert names(sent(root, "*.none", parents=True)) == names(sent(root, "d/./*.none", parents=True)) == [""]
+    assert sent(root, "*/./*.none", parents=True) == []
 
 
 def test_ignored_files_stay_ignored(root: Path) -> None:

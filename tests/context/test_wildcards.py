@@ -70,13 +70,21 @@ def test_special_characters_can_be_escaped(root: Path, find: Find) -> None:
 
 def test_a_pattern_that_matches_nothing_is_fine_beside_a_source_that_exists(root: Path, find: Find) -> None:
     put(root, "package.json")
-    assert paths(find("package.json", "package-lock.json*", "nowhere/*")) == ["package.json"]
+    assert paths(find("package.json", "package-lock.json*", "d*/*")) == ["package.json"]
 
 
-@pytest.mark.parametrize("pattern", ["*.none", "nowhere/*", "f/*", "*/*/*"])
+@pytest.mark.parametrize("pattern", ["*.none", "nowhere*/*", "d/*.none", "*/*/*"])
 def test_a_pattern_that_matches_nothing_at_all_sends_nothing(root: Path, find: Find, pattern: str) -> None:
     put(root, "f", "d/g")
     assert find(pattern).groups == ()
+
+
+def test_the_directory_before_a_pattern_has_to_be_there(root: Path, find: Find) -> None:
+    put(root, "f", "d/g")
+    missing = error_of(find, "f", "d/nowhere/*")
+    assert missing.message.startswith("'d/nowhere/*' is not in the build context")
+    assert missing.hint == "in 'd' there is: g"
+    assert error_of(find, "f/*").message == "'f/*': 'f' of the build context is not a directory"
 
 
 def test_a_malformed_pattern_is_an_error(find: Find) -> None:

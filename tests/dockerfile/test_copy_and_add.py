@@ -91,7 +91,7 @@ def test_a_destination_is_cleaned_before_any_link_is_followed(
     assert (command.target, command.target_is_directory) == (cleaned, directory)
 
 
-@pytest.mark.parametrize("sources", ["known_host[s]", "*.none nowhere/*"])
+@pytest.mark.parametrize("sources", ["known_host[s]", "*.none nowhere*/*"])
 def test_patterns_that_match_nothing_copy_nothing_and_say_so(plan: Plan, sources: str) -> None:
     made = plan(f"FROM scratch\nCOPY {sources} /x/\nCOPY f /\nCOPY g /\n", files={"f": "1", "g": "2"})
     assert [step.number for step in made.steps] == [2, 3]
@@ -100,6 +100,13 @@ def test_patterns_that_match_nothing_copy_nothing_and_say_so(plan: Plan, sources
     shown = ", ".join(repr(source) for source in sources.split())
     assert warning.message == f"nothing matches {shown}, so nothing is copied"
     assert warning.location == Location("Dockerfile", 2)
+
+
+def test_with_parents_the_destination_is_made_and_it_is_said_that_nothing_matches(plan: Plan) -> None:
+    made = plan("FROM scratch\nCOPY --parents *.none /x/\n", files={"f": "1"})
+    assert [contents(step) for step in made.steps] == [{}]
+    (warning,) = made.warnings
+    assert warning.message == "nothing matches '*.none', so only the destination is made"
 
 
 def test_an_empty_destination_is_the_working_directory(plan: Plan) -> None:

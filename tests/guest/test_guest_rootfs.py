@@ -186,23 +186,24 @@ def _exchange(one: Path, other: Path) -> bool:
         ("u=rwX,go=rX", 0o700, False, 0o755),
         ("u=rwX,go=rX", 0o000, True, 0o755),
         ("+x", 0o644, False, 0o755),
-        ("+w", 0o444, False, 0o644),
+        ("+w", 0o444, False, 0o666),
         ("a+w", 0o444, False, 0o666),
         ("go-rwx", 0o777, False, 0o700),
         ("g=u", 0o640, False, 0o660),
         ("o=", 0o777, False, 0o770),
-        ("=", 0o7777, False, 0),
+        ("=", 0o7777, False, 0o1000),
         ("u+s,g+s,+t", 0o755, False, 0o7755),
         ("u-s", 0o4755, False, 0o755),
         ("u=rw", 0o4755, False, 0o655),
-        ("u=rwx", 0o4700, True, 0o4700),
-        ("o=x", 0o1777, False, 0o771),
+        ("u=rwx", 0o4700, True, 0o700),
+        ("o=x", 0o1777, False, 0o1771),
         ("u+r-w", 0o200, False, 0o400),
-        ("a-x+X", 0o755, False, 0o644),
+        ("a-x+X", 0o755, False, 0o755),
+        ("a-x+X", 0o644, False, 0o644),
         ("a-x+X", 0o755, True, 0o755),
     ],
 )
-def test_modes_are_changed_as_chmod_does(text: str, old: int, directory: bool, new: int) -> None:
+def test_modes_are_changed_as_buildkit_does(text: str, old: int, directory: bool, new: int) -> None:
     assert oct(parse_mode(text)(old, directory)) == oct(new)
 
 

@@ -232,8 +232,9 @@ class FileTree:
                 group = Group(name, partial(_directory_entries, chosen, node, name))
                 if check:
                     _check(group)
-                # The first is the directory itself, which is there whether anything in it matches or not.
-                if not has_wildcard(pattern) or len(tuple(islice(group.entries(), 2))) > 1:
+                # As BuildKit: of a pattern's directories only those count that have something, where another
+                # is the destination, which is made whether anything goes into it or not.
+                if not has_wildcard(pivot) or len(tuple(islice(group.entries(), 2))) > 1:
                     yield group
 
     def _download_directory(self) -> Path:
@@ -274,10 +275,11 @@ class FileTree:
             raise InputError(
                 f"the pattern {text!r} is malformed: {error}", hint=PATTERN, location=tree.location
             ) from error
-        try:
-            base = self._resolve(parts[:split], tree)
-        except OSError:
-            return
+        base = self._existing(parts[:split], text, tree)
+        if not base.is_directory:
+            raise InputError(
+                f"{text!r}: {base.path!r} of {self.label} is not a directory", location=tree.location
+            )
         for node in _matching(tree, base, patterns):
             target = self._existing(node.parts, node.path, tree) if node.is_link else node
             yield target, node.path

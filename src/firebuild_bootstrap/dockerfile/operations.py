@@ -142,7 +142,7 @@ def copy(stage: StageState, instruction: Instruction) -> Operation:
     exclude = tuple(_pattern(instruction, text) for text in flags.lists.get("exclude", ()))
     parents = flags.switches.get("parents", False)
     link = flags.switches.get("link", False)
-    if link and not re.fullmatch("[0-9:]*", owner or ""):
+    if link and not re.fullmatch("([0-9]+|root)?(:([0-9]+|root))?", owner or ""):
         raise instruction.error(
             f"{instruction.keyword} --link --chown={short(owner or '')}: --link does not look at the image, "
             "so it can't find names",

@@ -137,6 +137,7 @@ class _Rules:
     destination: str
     into: bool  # a single file goes below the destination
     change_mode: Callable[[int, bool], int] | None
+    octal: bool  # it gives a mode, also to the destination; a symbolic one changes those of what is copied
 
 
 Kept = Callable[[str], int | None]
@@ -291,7 +292,8 @@ class Copier:
             raise StepError(str(error)) from error
         into = command.target_is_directory or posixpath.basename(command.target) in _DIRECTORIES
         destination = wire.absolute(command.workdir, command.target)
-        self._rules = _Rules(owner, destination, into, change_mode)
+        octal = (command.chmod or "").isdecimal()
+        self._rules = _Rules(owner, destination, into, change_mode, octal)
         self._image = _Base(root, destination, owner, kept)
         self._unpacked: _Base | None = None
         # Times of directories, set at the end because every entry written into one changes it.
@@ -383,7 +385,7 @@ class Copier:
 
     def _directory(self, base: _Base, entry: Incoming, inner: str) -> None:
         metadata = self._metadata(entry, directory=True)
-        if not inner and entry.entry.mode == 0o755 and self._rules.change_mode is None:
+        if not inner and entry.entry.mode == 0o755 and not self._rules.octal:
             metadata = metadata._replace(mode=None)  # what servers say where nobody has described it
         path = base.join(inner)
         if inner:

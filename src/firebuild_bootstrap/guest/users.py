@@ -100,6 +100,8 @@ class Users:
         return entry.gid if entry else self._number(what, text, group, "/etc/group")
 
     def _number(self, what: str, text: str, value: str, file: str) -> int:
+        if value == "root":  # wherever there is no such file, or it has no root: as in BuildKit's --chown
+            return 0
         if not _is_number(value):
             problem = f"has no {value!r}" if self._root.status(file) else "does not exist"
             raise StepError(f"{what} {text}: {file} of the image {problem}; create it first or use a number")
@@ -199,13 +201,15 @@ def check_mapped(
 # Octal or symbolic (Dockerfile reference, COPY --chmod; chmod(1) in POSIX).
 _CLAUSE = re.compile(r"([ugoa]*)((?:[-+=](?:[ugo]|[rwxXst]*))+)")
 _ACTION = re.compile(r"([-+=])([ugo]|[rwxXst]*)")
-_UMASK = 0o022  # of every build step; applies where a clause names nobody
 _SHIFT = {"u": 6, "g": 3, "o": 0}
 _BITS = {"r": 4, "w": 2, "x": 1}
 
 
 def parse_mode(text: str) -> Callable[[int, bool], int]:
     """Read a mode such as `0755`, `4755` or `u=rwX,go-w`.
+
+    What a symbolic one means is as in BuildKit, not chmod(1): `=` takes setuid and setgid from directories, too,
+    but no sticky bit; `t` is for all classes only; and X asks for the mode that the file had at first.
 
     Args:
         text: the value of `--chmod`.
@@ -225,44 +229,40 @@ def parse_mode(text: str) -> Callable[[int, bool], int]:
     parsed = [(clause[1], _ACTION.findall(clause[2])) for clause in clauses if clause]
 
     def change(old: int, directory: bool) -> int:
+        mode = old
         for who, actions in parsed:
             for operator, permissions in actions:
-                old = _apply(old, directory, who, operator, permissions)
-        return old
+                mode = _apply(mode, who, operator, permissions, can_search=directory or bool(old & 0o111))
+        return mode
 
     return change
 
 
-def _apply(old: int, directory: bool, who: str, operator: str, permissions: str) -> int:
+def _apply(old: int, who: str, operator: str, permissions: str, *, can_search: bool) -> int:
     classes = "ugo" if not who or "a" in who else who
-    mask = _UMASK if not who else 0
-    wanted = _wanted(old, directory, classes, permissions) & ~mask
+    wanted = _wanted(old, classes, permissions, can_search=can_search)
     if operator == "+":
         return old | wanted
     if operator == "-":
         return old & ~wanted
     cleared = sum(7 << _SHIFT[name] for name in set(classes))
-    cleared |= 0o4000 if "u" in classes else 0
-    cleared |= 0o2000 if "g" in classes else 0
-    cleared |= 0o1000 if "o" in classes else 0
-    if directory:
-        # As chmod(1) of GNU: a directory keeps setuid and setgid unless they are named.
-        cleared &= ~0o6000
+    if permissions not in _SHIFT:
+        cleared |= (0o4000 if "u" in classes else 0) | (0o2000 if "g" in classes else 0)
     return (old & ~cleared) | wanted
 
 
-def _wanted(old: int, directory: bool, classes: str, permissions: str) -> int:
+def _wanted(old: int, classes: str, permissions: str, *, can_search: bool) -> int:
     if permissions in _SHIFT:
         triple = (old >> _SHIFT[permissions]) & 7
     else:
         triple = sum(_BITS[letter] for letter in set(permissions) if letter in _BITS)
-        if "X" in permissions and (directory or old & 0o111):
+        if "X" in permissions and can_search:
             triple |= 1
     wanted = 0
     for name in classes:
         wanted |= triple << _SHIFT[name]
     if "s" in permissions:
         wanted |= (0o4000 if "u" in classes else 0) | (0o2000 if "g" in classes else 0)
-    if "t" in permissions and "o" in classes:
+    if "t" in permissions and classes != "o":
         wanted |= 0o1000
     return wanted

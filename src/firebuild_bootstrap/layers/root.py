@@ -402,8 +402,8 @@ class Root:
             return True
 
     def set_directory(self, path: str, metadata: Metadata) -> None:
-        """Set the metadata of a directory; a link in the last component is an error."""
-        with self.locate(path, follow=False) as place:
+        """Set the metadata of the directory that `path` leads to."""
+        with self.locate(path) as place:
             self._apply(place, metadata)
 
     @staticmethod

@@ -69,6 +69,7 @@ named() { if [ -z "$R" ] && [ "$1" = "$2" ]; then R=$3; fi; }
 member() { case $4 in *,"$1",*) [ "$3" = "$G" ] || L=$L,$3 ;; esac; }
 group() {
   R=; if number "$2"; then R=$2; else groups named "$2"; fi
+  [ -n "$R" ] || [ "$2" != root ] || R=0
   [ -n "$R" ] ||
     die "$1: /etc/group of the image has no '$2'; create it first or use a number"
 }
@@ -78,6 +79,7 @@ user() {
   N= U=$want G=0 H=
   if number "$want"; then ! passwd uid "$want" || N=$name U=$uid G=$gid H=$home
   elif passwd name "$want"; then N=$name U=$uid G=$gid H=$home
+  elif [ "$want" = root ]; then U=0
   else
     die "USER $1: /etc/passwd of the image has no '$want'; create it first or use a number"
   fi
@@ -89,6 +91,7 @@ owner() {
   want=${1%%%%:*} wanted_group=; case $1 in *:*) wanted_group=${1#*:} ;; esac
   if number "$want"; then O=$want gid=$want
   elif passwd name "$want"; then O=$uid
+  elif [ "$want" = root ]; then O=0 gid=0
   else die "--chown=$1: /etc/passwd of the image has no '$want'; create it first or use a number"; fi
   if [ -n "$wanted_group" ]; then group "--chown=$1" "$wanted_group"; gid=$R; fi
   O=$O:$gid
