@@ -168,9 +168,9 @@ def lower(
         with errors.collected():
             match step.operation:
                 case Copy() as copy:
+                    # What patterns find in a stage may be nothing: a step all the same, with a layer of nothing.
                     resource = sent.get((stage.index, place)) or _resource(step, copy, trees)
-                    if resource.groups:  # BuildKit makes no destination either
-                        steps.append(_lowered(step, number, {f"step-{number}": resource}))
+                    steps.append(_lowered(step, number, {f"step-{number}": resource}))
                 case Run() as run:
                     mounts = lower_mounts(
                         run, number, trees, secrets, agents=agents, identity=identity, location=location

@@ -56,6 +56,7 @@ def test_files_arrive_where_and_how_they_should(house: House) -> None:
         "USER app\nWORKDIR /mine/deep\nCOPY a.txt .\nUSER 1000:50\nWORKDIR /his"
     )
     house.both("COPY tree /")
+    house.both("COPY no* /x/\nCOPY --chown=root:root a.txt /y/\nRUN echo 1 > /z\nCOPY no* /q")
 
 
 @pytest.mark.needs("ids")

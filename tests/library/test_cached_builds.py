@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from cli.library import Library
-from firebuild_bootstrap.errors import StepFailed
+from firebuild_bootstrap.errors import MachineError, StepFailed
 from firebuild_bootstrap.events import Event, PhaseStarted, StepCached, StepStarted
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputType
 from firebuild_bootstrap.image.store import StoredImage
+from firebuild_bootstrap.solve.results import Making
 
 pytestmark = pytest.mark.needs("userns")
 
@@ -51,6 +52,35 @@ def content(image: StoredImage, name: str) -> str:
         member = tar.extractfile(name)
         assert member is not None
         return member.read().decode().strip()
+
+
+@pytest.mark.parametrize("last", ["", "RUN echo 2 > /after\n", "COPY --from=tools /made /after\n"])
+def test_a_step_whose_pattern_finds_nothing_in_a_stage_takes_nothing_from_the_others(
+    cached: Library, last: str
+) -> None:
+    text = (
+        "FROM host AS tools\nRUN echo 2 > /made\n"
+        "FROM host\nRUN echo 1 > /before\nCOPY --from=tools /nothing* /x/\n" + last
+    )
+    image, executed, _ = build(cached, text)
+    assert content(image, "before") == "1"
+    if last:
+        assert content(image, "after") == "2"
+    again, executed, _ = build(cached, text)
+    assert (executed, content(again, "before")) == ([], "1")
+
+
+def test_an_image_is_never_made_without_a_layer_that_did_not_come_back(
+    cached: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = Making.commit
+
+    def forgetful(self: Making, number: int, directory: Path) -> Path | None:
+        return commit(self, number, directory) if number == 2 else None
+
+    monkeypatch.setattr(Making, "commit", forgetful)
+    with pytest.raises(MachineError, match="1 layers of the stage 0 did not come back"):
+        build(cached, "FROM host\nRUN echo 1 > /one\nRUN echo 2 > /two\n")
 
 
 def test_a_build_that_is_cached_whole_starts_nothing_and_is_the_same(cached: Library) -> None:

@@ -62,7 +62,7 @@ class Users:
         extra: tuple[int, ...] = ()
         if not (colon and group) and entry:
             extra = tuple(item.gid for item in self._groups() if entry.name in item.members)
-        home = (entry.home if entry else "") or ("/root" if uid == 0 else "/")
+        home = (entry.home if entry else "") or "/"
         return Identity(uid, gid, (gid, *sorted(set(extra) - {gid})), home)
 
     def owner(self, text: str, option: str = "--chown") -> tuple[int, int]:

@@ -85,7 +85,7 @@ user() {
   fi
   if [ -n "$wanted_group" ]; then group "USER $1" "$wanted_group"; G=$R L=$G
   else L=$G; [ -z "$N" ] || groups member "$N"; fi
-  [ -n "$H" ] || if [ "$U" = 0 ]; then H=/root; else H=/; fi
+  [ -n "$H" ] || H=/
 }
 owner() {
   want=${1%%%%:*} wanted_group=; case $1 in *:*) wanted_group=${1#*:} ;; esac

@@ -32,7 +32,7 @@ from firebuild_bootstrap.dockerfile.graph import (
     canonical,
     trees_of,
 )
-from firebuild_bootstrap.errors import FirebuildError
+from firebuild_bootstrap.errors import FirebuildError, MachineError
 from firebuild_bootstrap.image.bases import Base
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerTrees, StoredLayer
 from firebuild_bootstrap.image.trees import Trees
@@ -487,6 +487,9 @@ class Results:
             end = start.with_entries(entries, len(stage.steps))
             self._made[stage.index], self._tips[stage.index] = end.layers, end
             return
+        if entries:  # its tree is without the layers that are in the cache by now
+            missing = len(stage.steps) - start.done - len(start.linked) - len(entries)
+            raise MachineError(f"{missing} layers of the stage {stage.title} did not come back from its machine")
         if (tree := machine.tree()) is not None:
             self._made[stage.index] = (tree,)
 
