@@ -30,6 +30,9 @@ _MOST: Final = 60  # alternatives of one message
 _ROUNDS: Final = 5  # functions that call each other with a message
 
 
+_NOWHERE: Final[ast.FunctionDef] = ast.parse("def top(): pass").body[0]  # type: ignore[assignment]
+
+
 class Message(NamedTuple):
     """What an error says.
 
@@ -95,6 +98,7 @@ class _Function:
 class _Module:
     path: str
     constants: dict[str, list[ast.expr]] = field(default_factory=lambda: defaultdict(list))
+    imported: dict[str, tuple[str, str]] = field(default_factory=dict)  # name here: module, name there
 
 
 class _Reader(ast.NodeVisitor):
@@ -102,7 +106,7 @@ class _Reader(ast.NodeVisitor):
 
     def __init__(self, module: _Module, exceptions: dict[str, list[str]], public: set[str]) -> None:
         self.module, self.exceptions, self.public = module, exceptions, public
-        self.top = _Function(ast.parse("def top(): pass").body[0], module, "", None)  # type: ignore[arg-type]
+        self.top = _Function(_NOWHERE, module, "", None)
         self.functions = [self.top]
         self._owner, self._at = "", self.top
 
@@ -142,6 +146,10 @@ class _Reader(ast.NodeVisitor):
             for one, part in zip(target.elts, value.elts, strict=False):
                 self._assign(one, part)
 
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        for one in node.names:
+            self.module.imported[one.asname or one.name] = (node.module or "", one.name)
+
     def visit_Assign(self, node: ast.Assign) -> None:
         for target in node.targets:
             self._assign(target, node.value)
@@ -163,11 +171,15 @@ class _Source:
         bases: dict[str, list[str]] = {}
         self.public: set[str] = set()
         self.functions: dict[str, list[_Function]] = defaultdict(list)
+        self._modules: dict[str, _Module] = {}
         for root in roots:
             for path in sorted(root.rglob("*.py")):
                 name = str(path.relative_to(root))
                 if not _FOR_AUTHORS.search(name):
-                    reader = _Reader(_Module(name), bases, self.public)
+                    module = _Module(name)
+                    dotted = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+                    self._modules[dotted] = module
+                    reader = _Reader(module, bases, self.public)
                     reader.visit(ast.parse(path.read_text("utf-8")))
                     for one in reader.functions:
                         self.functions[one.node.name].append(one)
@@ -316,8 +328,18 @@ class _Source:
             if name in at.all_parameters:
                 return [(_Parameter(name),)] if at is function else [(HOLE,)]
             at = at.outer
-        values = function.module.constants.get(name, [])
-        return [text for one in values for text in self._texts(one, function, 3)] or [(HOLE,)]
+        return self._constant(function.module, name)
+
+    def _constant(self, module: _Module, name: str) -> list[_Text]:
+        """Evaluate a constant of a module, or of the one that it has it from."""
+        while name not in module.constants and name in module.imported:
+            source, name = module.imported[name]
+            if source not in self._modules:
+                return [(HOLE,)]
+            module = self._modules[source]
+        top = _Function(_NOWHERE, module, "", None)
+        values = module.constants.get(name, [])
+        return [text for one in values for text in self._texts(one, top, 3)] or [(HOLE,)]
 
     def _returned(self, call: ast.Call, function: _Function, depth: int) -> list[_Text]:
         """Evaluate what a function of the same module returns; others make a form of what they get."""

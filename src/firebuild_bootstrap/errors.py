@@ -47,6 +47,8 @@ class Location:
         return ":".join(parts)
 
 
+MAKE_ROOM: Final = "make room there, or let this user write there"
+"""What helps where a file can't be written."""
 UNUSABLE_TEXT: Final = re.compile("[\0\ud800-\udfff]")
 """NUL and halves of characters: JSON can write them, no environment can hold them. Python makes such halves
 of bytes that are not UTF-8 (PEP 383)."""
@@ -252,7 +254,7 @@ def as_user_error(error: BaseException) -> BaseException:
         target = error.filename2 if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS} else None
         name = target or error.filename
         where = f"{name}: " if name else ""
-        return MachineError(f"{where}{error.strerror}", hint="make room there, or let this user write there")
+        return MachineError(f"{where}{error.strerror}", hint=MAKE_ROOM)
     if isinstance(error, UnicodeEncodeError) and any("\udc80" <= one <= "\udcff" for one in error.object):
         # Python shows bytes of arguments, environment and file names that are not UTF-8 like this (PEP 383).
         return InputError(

@@ -125,6 +125,8 @@ def test_a_message_that_no_test_asserts_is_found() -> None:
 
 
 SOURCE = """
+from hints import AGAIN as RETRY
+
 class Wrong(Exception): ...
 class Bad(Wrong): ...
 
@@ -141,7 +143,7 @@ class Reader:
         if not line:
             raise self._wrong("a first name")
         reason = "too long for anybody" if len(line) > 9 else f"{line} is short"
-        raise Wrong(f"no use: {reason}")
+        raise Wrong(f"no use: {reason}", hint=RETRY)
         raise KeyError("not one of ours")
 
 def problem(key) -> str | None:
@@ -152,11 +154,14 @@ def problem(key) -> str | None:
 def test_messages_are_followed_through_functions_names_and_alternatives(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     (tmp_path / "src/one.py").write_text(SOURCE)
+    (tmp_path / "src/hints").mkdir()
+    (tmp_path / "src/hints/__init__.py").write_text("from hints.texts import AGAIN")
+    (tmp_path / "src/hints/texts.py").write_text('AGAIN = "try it again"')
     found: list[Any] = MODULE["messages"](tmp_path)
     assert {(one.text, one.hint, one.error) for one in found} == {
         ("the limit is reached at the line of a first name", "write it anew", "Bad"),
-        ("no use: too long for anybody", "", "Wrong"),
-        ("no use: … is short", "", "Wrong"),
+        ("no use: too long for anybody", "try it again", "Wrong"),
+        ("no use: … is short", "try it again", "Wrong"),
         ("the key is weak", "", ""),
     }
 

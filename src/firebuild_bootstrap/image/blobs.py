@@ -37,6 +37,7 @@ from firebuild_pki.display import counted
 
 DIGEST: Final = re.compile("sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 """Those that can be verified (image-spec, descriptor.md, "Registered algorithms")."""
+NOT_AS_ANNOUNCED: Final = "the sender is broken or hostile; nothing of it was kept"
 _ALGORITHMS: Final = ("sha256", "sha512")
 _PIECE: Final = 1024 * 1024
 _PAUSE: Final = 0.05
@@ -100,7 +101,7 @@ class BlobWriter:
             self.restart()
             raise BlobError(
                 f"{self._blob.digest} is longer than {counted(self._blob.size, 'byte')}, as was announced",
-                hint="the sender is broken or hostile; nothing of it was kept",
+                hint=NOT_AS_ANNOUNCED,
             )
         self._hash.update(rest)
         self.offset += len(rest)
@@ -133,7 +134,7 @@ class BlobWriter:
             self.restart()
             raise BlobError(
                 f"expected a blob with the digest {self._blob.digest}, received one with {found}",
-                hint="the sender is broken or hostile; nothing of it was kept",
+                hint=NOT_AS_ANNOUNCED,
             )
         with _storing(self._root):
             return self._publish()

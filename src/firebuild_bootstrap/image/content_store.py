@@ -33,6 +33,7 @@ _OF_RIGHTS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _OF_THE_PATH: Final = _OF_RIGHTS | {
     *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
 }
+ROOM: Final = "make room or allow writing there, or set FIREBUILD_HOME to another directory"
 SPACE: Final = "free some space there, or set FIREBUILD_HOME to another directory"
 _OTHER_FILES: Final = 512  # open files of a process beside those that are held
 _ATTEMPTS: Final = 100

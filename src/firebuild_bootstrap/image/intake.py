@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
-from firebuild_bootstrap.image.blobs import BlobStore
+from firebuild_bootstrap.image.blobs import NOT_AS_ANNOUNCED, BlobStore
 from firebuild_bootstrap.image.layertrees import LayerTrees, OutsideLayer, chain_key
 from firebuild_bootstrap.image.names import UNTAGGED, Reference
 from firebuild_bootstrap.image.oci import ImageDocument, Manifest, check_image
@@ -237,7 +237,7 @@ class Intake:
             except DamagedArchiveError as error:
                 raise InputError(
                     f"the layer {layer.outside.blob.digest} can't be unpacked: {error.reason}",
-                    hint="its maker is broken or hostile; nothing of it was kept",
+                    hint=NOT_AS_ANNOUNCED,
                 ) from error
             report(lost)
             keys.append(layer.key)
@@ -270,7 +270,7 @@ class Intake:
             _check_blob(path, layer.blob.digest)
             raise InputError(
                 f"{what} unpacks to an archive with the digest {out.digest}, and not {layer.diff_id}",
-                hint="its maker is broken or hostile; nothing of it was kept",
+                hint=NOT_AS_ANNOUNCED,
             )
         if not archive.stat().st_size:  # as some builders of old wrote a step that changes nothing
             archive.write_bytes(bytes(1024))

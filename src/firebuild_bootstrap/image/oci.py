@@ -15,7 +15,7 @@ from dataclasses import field
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError
-from firebuild_bootstrap.image.blobs import DIGEST, BlobError, digest_of
+from firebuild_bootstrap.image.blobs import DIGEST, NOT_AS_ANNOUNCED, BlobError, digest_of
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.values import dataclass
@@ -114,7 +114,7 @@ class Descriptor:
             raise BlobError(
                 f"expected {counted(self.size, 'byte')} with the digest {self.digest}, "
                 f"found {len(data)} with {found}",
-                hint="the sender is broken or hostile; nothing of it was kept",
+                hint=NOT_AS_ANNOUNCED,
             )
         return data
 
@@ -330,7 +330,7 @@ def check_image(manifest: Manifest, document: ImageDocument, host: Platform) -> 
         raise InputError(
             f"the manifest of the image has {counted(len(manifest.layers), 'layer')}, "
             f"and its configuration {len(document.diff_ids)}",
-            hint="its maker is broken or hostile",
+            hint=NOT_AS_ANNOUNCED,
         )
     found = document.platform
     # Its variant is what it was made for; many images that run on more say none.

@@ -22,6 +22,7 @@ from typing import Final
 import zstandard
 
 from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.image.content_store import ROOM
 from firebuild_bootstrap.initramfs import cpio
 from firebuild_bootstrap.initramfs.cpio import write_archive
 from firebuild_bootstrap.initramfs.libraries import LibraryFinder
@@ -278,7 +279,7 @@ def initramfs_image(
     except OSError as error:
         raise MachineError(
             f"{error.filename or folder}: the initramfs can't be stored: {error.strerror}",
-            hint="make room or allow writing there, or set FIREBUILD_HOME to another directory",
+            hint=ROOM,
         ) from error
     return path
 

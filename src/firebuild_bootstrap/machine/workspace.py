@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
+from firebuild_bootstrap.image.content_store import ROOM
 from firebuild_bootstrap.image.layertrees import LayerTrees
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.machine.cleanup import abandoned, entries_locked, own, retire
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.image.drives import SnapshotDrives
 
 _BUILD_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_ROOM: Final = "make room or allow writing there, or set FIREBUILD_HOME to another directory"
 _CLEANUP: Final = "firebuild_bootstrap.machine.cleanup"
 _NOT_FOR_CLEANUP: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # ioctl_iflags(2), of <linux/fs.h>; the kernel reads and writes an int, whatever the size in the number.
@@ -94,7 +94,7 @@ class BuildDirectory:
             path.mkdir(mode=0o700)
         except OSError as error:
             raise MachineError(
-                f"{path}: the machine's directory can't be made: {error.strerror}", hint=_ROOM
+                f"{path}: the machine's directory can't be made: {error.strerror}", hint=ROOM
             ) from error
         return BuildDirectory(
             path, self.sandbox, self.runtime, check=self.check, tasks=self.tasks, home=self._home
@@ -209,7 +209,7 @@ class Workspace(BuildDirectory):
         except OSError as error:
             raise MachineError(
                 f"{self.path}: the build's directory can't be made: {error.strerror}",
-                hint=_ROOM,
+                hint=ROOM,
             ) from error
         sweep(builds.parent)
         return lock

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 from urllib3.exceptions import HTTPError
 
-from firebuild_bootstrap.image.blobs import DIGEST, Described, digest_of
+from firebuild_bootstrap.image.blobs import DIGEST, NOT_AS_ANNOUNCED, Described, digest_of
 from firebuild_bootstrap.image.oci import ACCEPTED, MAX_DOCUMENT
 from firebuild_bootstrap.registry.answers import (
     BEHIND_PROXY,
@@ -139,7 +139,7 @@ class Repository:
             if actual != reference:
                 raise RegistryError(
                     f"{self.registry.host}: {what} is another one: its digest is {actual}",
-                    hint="the sender is broken or hostile; nothing of it was kept",
+                    hint=NOT_AS_ANNOUNCED,
                 )
         return found
 

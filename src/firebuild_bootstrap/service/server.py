@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 import grpc
 
 from firebuild_bootstrap.context.entries import Resource
-from firebuild_bootstrap.errors import FirebuildError, MachineError
+from firebuild_bootstrap.errors import MAKE_ROOM, FirebuildError, MachineError
 from firebuild_bootstrap.events import EventSink, StepInfo
 from firebuild_bootstrap.image.layertrees import LayerSink
 from firebuild_bootstrap.listening import listen
@@ -244,8 +244,9 @@ def _bind(directory: str, address: str) -> None:
         try:
             probe.bind(address)
         except OSError as error:
-            hint = "make room there, or let this user write there"
-            raise MachineError(f"{directory}: no socket can be made: {error.strerror}", hint=hint) from error
+            raise MachineError(
+                f"{directory}: no socket can be made: {error.strerror}", hint=MAKE_ROOM
+            ) from error
 
 
 def _check_resources(commands: Sequence[AnyCommand], resources: Mapping[str, Resource]) -> None:

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final, Self
 
-from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.errors import MAKE_ROOM, InputError, MachineError
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer
 from firebuild_bootstrap.image.outputs import require_program
 from firebuild_bootstrap.image.trees import file_size
@@ -223,7 +223,7 @@ class ExternalDrive:
         except OSError as error:
             raise MachineError(
                 f"{_SETTING}: {self._path} can't be made: {error.strerror}",
-                hint="make room there, or let this user write there",
+                hint=MAKE_ROOM,
             ) from error
 
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.errors import MAKE_ROOM, InputError, MachineError
 from firebuild_bootstrap.machine.external.settings import MetadataTarget
 from firebuild_bootstrap.machine.firecracker.api import SECRET_PATH, ApiError, FirecrackerApi
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE
@@ -184,7 +184,7 @@ class FileTarget(_WholeDocuments):
         except OSError as error:
             raise MachineError(
                 f"the metadata can't be written to {self._path}: {error.strerror}",
-                hint="make room there, or let this user write there",
+                hint=MAKE_ROOM,
             ) from error
 
 
