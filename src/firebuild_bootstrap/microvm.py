@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import zstandard
 
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.guest.alone import COMMAND
+from firebuild_bootstrap.guest.init_settings import COMMAND
 from firebuild_bootstrap.image.outputs import Deliveries, OutputSpec, OutputType
 from firebuild_bootstrap.initramfs import Compression, initramfs_image
 from firebuild_bootstrap.initramfs.cpio import Entry, directory, file, write_archive

@@ -7,7 +7,7 @@ HEALTHCHECK (https://docs.docker.com/reference/dockerfile/#healthcheck).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
@@ -156,13 +156,12 @@ class _Answered(Exception):
 class _Conversation:
     """Asks the image, from the thread that waits for its command."""
 
-    def __init__(self, checks: Checks, events: EventSink, clock: Callable[[], float]) -> None:
+    def __init__(self, checks: Checks, events: EventSink) -> None:
         from firebuild_bootstrap.service.console import Console
 
         self.console = Console(begun=self._starts, probed=self._ended)
         self._checks = checks
         self._events = events
-        self._clock = clock
         self._schedule: Schedule | None = None
         self._asking = False
         self._killed = False
@@ -170,7 +169,7 @@ class _Conversation:
         self._tail = b""
 
     def _starts(self) -> None:
-        self._schedule = Schedule(self._checks, self._clock())
+        self._schedule = Schedule(self._checks, time.monotonic())
 
     def _ended(self, status: int, output: bytes) -> None:
         self._result = (status, output)
@@ -192,7 +191,7 @@ class _Conversation:
         """
         if (schedule := self._schedule) is None:
             return
-        now = self._clock()
+        now = time.monotonic()
         if self._result is not None:
             (status, output), self._result = self._result, None
             self._asking, killed = False, self._killed
@@ -236,7 +235,6 @@ def await_answer(
     settings: BuildSettings,
     home: Home,
     events: EventSink,
-    clock: Callable[[], float] = time.monotonic,
 ) -> float:
     """Boot an image in a machine of its own until it answers; return after how many seconds.
 
@@ -256,11 +254,11 @@ def await_answer(
         Interrupted: `home.check` raised it.
         firebuild_pki.CAError: the provider issued no usable certificates.
     """
-    talk = _Conversation(checks_of(asked, config), events, clock)
+    talk = _Conversation(checks_of(asked, config), events)
     # On this host's network a port of the image could be somebody else's, and so could the answer.
     network = "none" if settings.machine.driver == "local" else "default"
     request = RunRequest(image=name, attach=Attach(probed=True), network=network)
-    began = clock()
+    began = time.monotonic()
     try:
         with closing(home.limited(talk.check)) as own, home.tasks.task("waiting until the image answers"):
             status = run_layers(
@@ -273,7 +271,7 @@ def await_answer(
                 events=talk.take,
             )
     except _Answered:
-        return clock() - began
+        return time.monotonic() - began
     except NotReady as error:
         raise NotReady(talk.with_console(error.message), hint=error.hint) from None
     except StepFailed as error:

@@ -12,6 +12,7 @@ from firebuild_pki.display import one_line
 from firebuild_pki.errors import Problem, SettingsError
 from firebuild_pki.positions import KeyPath, Position, kind_of
 
+_PREFIX: Final = "FIREBUILD_"
 _MOST_BYTES: Final = 4 << 20
 """Bytes of a file of settings; protects from a wrong path, such as that of a device."""
 
@@ -52,7 +53,6 @@ class Document:
     def merged(
         self,
         environ: Mapping[str, str],
-        prefix: str = "FIREBUILD_",
         *,
         reserved: Collection[str] = (),
     ) -> Document:
@@ -64,8 +64,7 @@ class Document:
 
         Args:
             environ: usually ``os.environ``.
-            prefix: start of the names that count.
-            reserved: names with that prefix that mean something else to the caller.
+            reserved: names that begin with ``FIREBUILD_`` and mean something else to the caller.
 
         Raises:
             SettingsError: a value is not YAML, or would replace a scalar by a mapping.
@@ -73,10 +72,10 @@ class Document:
         document = self
         problems: list[Problem] = []
         for name in sorted(environ):
-            if not name.startswith(prefix) or name in reserved:
+            if not name.startswith(_PREFIX) or name in reserved:
                 continue
             position = Position(f"environment variable {name}")
-            segments = name[len(prefix) :].split("__")
+            segments = name.removeprefix(_PREFIX).split("__")
             try:
                 value = _parse_scalar(environ[name], position)
                 document = document._with(segments, value, position, fold=True)

@@ -22,10 +22,9 @@ from .bootstrap import heeding_signals
 from .configure import Paths, configure
 from .errors import InputError, ProtocolError, StepError, complain
 from .executor import Executor
+from .init_settings import COMMAND
 from .stop import Stop
 
-COMMAND = "/firebuild/command.json"
-"""Where the initramfs says what is executed."""
 _CONSOLE = "/dev/console"
 _SCRATCH = "/run/firebuild"
 
@@ -79,14 +78,14 @@ class _Console:
         self._room.release(count)
 
 
-def read_command(path: str = COMMAND) -> tuple[wire.RunCommand, str, int]:
+def read_command() -> tuple[wire.RunCommand, str, int]:
     """Return what is to be executed, the machine's name, and the signal that asks the command to end.
 
     Raises:
         InputError: that is not said, or not so that it can be understood.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(COMMAND, encoding="utf-8") as file:
             said: dict[str, Any] = json.load(file)
         command = wire.RunCommand(
             step=1,
@@ -99,19 +98,22 @@ def read_command(path: str = COMMAND) -> tuple[wire.RunCommand, str, int]:
         )
         return command, said["hostname"], int(said["stop_signal"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} does not say what is executed: {error!r:.200}") from error
+        raise InputError(f"{COMMAND} does not say what is executed: {error!r:.200}") from error
 
 
-def run_alone(root_path: str, path: str = COMMAND, console: str = _CONSOLE, scratch: str = _SCRATCH) -> int:
+def run_alone(root_path: str) -> int:
     """Execute the command in the image at `root_path`, and return its exit status.
+
+    Args:
+        root_path: the mounted image.
 
     Raises:
         GuestError: it could not be executed.
     """
-    command, hostname, stop_signal = read_command(path)
-    os.makedirs(scratch, mode=0o700, exist_ok=True)
+    command, hostname, stop_signal = read_command()
+    os.makedirs(_SCRATCH, mode=0o700, exist_ok=True)
     with ExitStack() as stack:
-        terminal = os.open(console, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        terminal = os.open(_CONSOLE, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         stack.callback(os.close, terminal)
         stop = Stop()
         stack.callback(stop.close)
@@ -126,7 +128,7 @@ def run_alone(root_path: str, path: str = COMMAND, console: str = _CONSOLE, scra
             return configure(document, root_path, Paths(environment_file=""), running=True)
 
         try:
-            Executor(root, host, stop, scratch=scratch, configure=configured).execute()
+            Executor(root, host, stop, scratch=_SCRATCH, configure=configured).execute()
         except StepError as error:
             complain(error.message)
             return error.exit_code or error.exit_status

@@ -17,12 +17,11 @@ from typing import NoReturn
 from . import init_system as system
 from .errors import GuestError, GuestExit, complain
 from .init_network import bring_up
-from .init_settings import InitError, InitSettings, Report, parse_command_line, say
+from .init_settings import COMMAND, InitError, InitSettings, Report, parse_command_line, say
 from .metadata import MetadataClient
 
 _LOG = "/run/vminit.log"
 _LOG_TAIL = 4000
-_ALONE = "/firebuild/command.json"  # of a machine without a host (alone.py)
 _CLOCK_TOLERANCE = 2.0
 
 
@@ -125,7 +124,7 @@ def _redirect() -> None:
     os.environ["GRPC_VERBOSITY"] = "NONE"
 
 
-def take_part(settings: InitSettings, root: str = system.ROOT) -> int:
+def take_part(settings: InitSettings) -> int:
     """Be vminit: read the metadata, set the clock, take part in the build; or do what the initramfs says.
 
     Returns:
@@ -137,10 +136,10 @@ def take_part(settings: InitSettings, root: str = system.ROOT) -> int:
     import gc
 
     gc.set_threshold(50_000)  # as vminit's own main does
-    if os.path.exists(_ALONE):
+    if os.path.exists(COMMAND):
         from .alone import run_alone
 
-        return run_alone(root, _ALONE)
+        return run_alone(system.ROOT)
     from .enter import Launcher
 
     with closing(Launcher(fork=True)) as launcher:
@@ -155,7 +154,7 @@ def take_part(settings: InitSettings, root: str = system.ROOT) -> int:
         layers, scratch, caches = drives
         bootstrap(
             block,
-            root,
+            system.ROOT,
             connect_timeout=settings.connect_timeout,
             sync=not settings.scratch,
             launcher=launcher,

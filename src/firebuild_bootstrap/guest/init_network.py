@@ -159,12 +159,11 @@ class Reply(NamedTuple):
     options: dict[int, bytes]
 
 
-def request_lease(device: str, *, ports: tuple[int, int] = (_CLIENT_PORT, _SERVER_PORT)) -> NetworkSettings:
+def request_lease(device: str) -> NetworkSettings:
     """Ask on `device` for addresses.
 
     Args:
         device: an interface that is up.
-        ports: of the client and of the server.
 
     Raises:
         InitError: nobody answered.
@@ -174,12 +173,12 @@ def request_lease(device: str, *, ports: tuple[int, int] = (_CLIENT_PORT, _SERVE
         link.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         link.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         link.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, os.fsencode(device))
-        link.bind(("", ports[0]))
+        link.bind(("", _CLIENT_PORT))
         with open(f"/sys/class/net/{device}/address", encoding="ascii") as file:
             hardware = bytes.fromhex(file.read().strip().replace(":", ""))
         for seconds in _ATTEMPT_SECONDS:
             transaction = int.from_bytes(os.urandom(4), "big")
-            conversation = _Conversation(link, hardware, transaction, ports[1], seconds)
+            conversation = _Conversation(link, hardware, transaction, seconds)
             lease = conversation.lease()
             if lease is not None:
                 return lease
@@ -189,13 +188,10 @@ def request_lease(device: str, *, ports: tuple[int, int] = (_CLIENT_PORT, _SERVE
 class _Conversation:
     """One attempt: discover, offer, request, acknowledgement."""
 
-    def __init__(
-        self, link: socket.socket, hardware: bytes, transaction: int, port: int, seconds: float
-    ) -> None:
+    def __init__(self, link: socket.socket, hardware: bytes, transaction: int, seconds: float) -> None:
         self._link = link
         self._hardware = hardware
         self._transaction = transaction
-        self._port = port
         self._deadline = time.monotonic() + seconds
 
     def lease(self) -> NetworkSettings | None:
@@ -213,7 +209,7 @@ class _Conversation:
     def _send(self, options: dict[int, bytes]) -> None:
         options = {**options, _OPTION_WANTED: bytes([_OPTION_MASK, _OPTION_ROUTER, _OPTION_DNS])}
         packet = encode(_REQUEST, self._transaction, self._hardware, options)
-        self._link.sendto(packet, ("255.255.255.255", self._port))
+        self._link.sendto(packet, ("255.255.255.255", _SERVER_PORT))
 
     def _receive(self, kinds: tuple[int, ...]) -> Reply | None:
         while (left := self._deadline - time.monotonic()) > 0:

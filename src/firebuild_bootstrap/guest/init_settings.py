@@ -156,6 +156,8 @@ def _check_address(value: str, address: str) -> None:
 PREFIX = "firebuild-initramfs: "
 VERSION = 1
 _MAX_MESSAGE = 1000
+COMMAND = "/firebuild/command.json"
+"""Where the initramfs of a machine without a host says what is executed (alone.py)."""
 _CONSOLE = "/dev/console"
 
 

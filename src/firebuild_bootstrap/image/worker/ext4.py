@@ -636,8 +636,9 @@ def _own_inode(size: int, blocks: int, flags: int, content: bytes) -> bytes:
     return nodes.inode(S_IFREG | 0o600, (0, 0), 0, size=size, blocks=blocks, flags=flags, content=content)
 
 
-def _runs(stretches: Iterable[tuple[int, int]], at: int = 0) -> Iterator[nodes.Run]:
-    """Yield stretches of blocks on the disk as blocks of a file, from its block `at` on."""
+def _runs(stretches: Iterable[tuple[int, int]]) -> Iterator[nodes.Run]:
+    """Yield stretches of blocks on the disk as blocks of a file."""
+    at = 0
     for start, count in stretches:
         yield at, start, count
         at += count
