@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import lzma
-import os
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from firebuild_bootstrap.machine.firecracker.checks import check_kernel, check_m
 from firebuild_bootstrap.machine.qemu.kernel import modules_for, release_in
 from firebuild_bootstrap.running import RunRequest, command_of, stop_signal
 from firebuild_pki.display import counted
+from firebuild_pki.homes import absolute
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.home import Home
@@ -140,8 +140,8 @@ def _modules(kernel: Path, unpacked: bytes, named: Sequence[str]) -> tuple[Path,
     """Return the directories of a kernel's modules: those of the settings, or those that lie beside it."""
     if named:
         check_modules(named)
-        return tuple(map(Path, named))
-    return modules_for(Path(os.path.expanduser(kernel)).absolute(), release_in(unpacked))
+        return tuple(map(absolute, named))
+    return modules_for(absolute(kernel), release_in(unpacked))
 
 
 def with_file(initramfs: bytes, entry: Entry) -> bytes:

@@ -1,4 +1,7 @@
-"""Paths that begin at home. A user may have none: a user id of a container has neither an entry nor HOME."""
+"""Paths that users write, which may begin with ``~``.
+
+A user may have no home directory: a user id of a container has neither an entry nor HOME.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,11 @@ def expanded(path: str) -> str | None:
     """
     found = os.path.expanduser(path)
     return None if found.startswith("~") else found
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """Return the path that a setting names: with ``~`` expanded, and from the current directory."""
+    return Path(os.path.expanduser(path)).absolute()
 
 
 def own_directory(find: Callable[[str], str]) -> Path | None:

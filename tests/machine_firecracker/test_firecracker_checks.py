@@ -17,6 +17,7 @@ from firebuild_bootstrap.machine.firecracker import checks
 from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi, start
 from firebuild_bootstrap.machine.firecracker.checks import (
     check_kernel,
+    check_modules,
     check_socket_path,
     check_version,
     find_program,
@@ -45,12 +46,24 @@ def test_a_program_is_found_on_path_or_where_it_is_said_to_be(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_program("firecracker", "x") == made
     assert find_program(str(made), "x") == made
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_program("~/firecracker", "x") == made
     with pytest.raises(InputError, match="setting: the program jailer was not found"):
         find_program("jailer", "setting")
     made.chmod(0o644)
     with pytest.raises(InputError, match=r"setting: .*/firecracker is not executable") as caught:
         find_program(str(made), "setting")
     assert "chmod +x" in (caught.value.hint or "")
+
+
+def test_kernel_modules_may_be_below_the_home_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "modules").mkdir()
+    check_modules(["~/modules"])
+    with pytest.raises(InputError, match=rf"kernel_modules: {tmp_path}/none is not a directory"):
+        check_modules(["~/none"])
 
 
 @pytest.mark.parametrize("text", ["Firecracker v1.13.1\n\nmore 9.9.9", "1.0.0", "Jailer v1.7.0-dev"])

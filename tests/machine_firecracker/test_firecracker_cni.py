@@ -43,9 +43,8 @@ class Cni:
         (self.configs / file).write_text(json.dumps(document))
 
     def network(self, **settings: Any) -> CniNetwork:
-        block = NetworkSettings(
-            cni="fcnet", cni_config=str(self.configs), cni_plugins=(str(self.plugins),), **settings
-        )
+        paths = {"cni_config": str(self.configs), "cni_plugins": (str(self.plugins),)}
+        block = NetworkSettings(**({"cni": "fcnet"} | paths | settings))
         return CniNetwork(block, uid=123, gid=456, name=self.name, leftovers=self.leftovers)
 
     @property
@@ -197,6 +196,15 @@ def test_a_missing_plugin_is_noticed_before_anything_is_made(
         ) as caught:
             cni.network().check()
         assert "cni_plugins" in (caught.value.hint or "")
+
+
+def test_networks_and_plugins_may_be_below_the_home_directory(
+    cni: Cni, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("HOME", str(cni.folder))
+    cni.write(PTP)
+    cni.network(cni_config="~/net.d", cni_plugins=("~/bin",)).check()
 
 
 def test_networks_are_found_by_name_in_the_order_of_the_files(cni: Cni) -> None:

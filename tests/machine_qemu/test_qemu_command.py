@@ -59,6 +59,8 @@ def test_qemu_is_found_by_name_or_path(tmp_path: Path, monkeypatch: pytest.Monke
     link.parent.mkdir()
     link.symlink_to(program.path)
     assert find_program(str(link)) == program
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_program("~/bin/qemu") == program
     monkeypatch.setenv("PATH", str(link.parent))
     assert find_program("qemu") == program
     with pytest.raises(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +23,7 @@ from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.store import DataStore
 from firebuild_bootstrap.wire import CacheMount
+from firebuild_pki.homes import absolute
 
 _ENDED: Final = MachineExit(0)
 
@@ -69,7 +69,7 @@ class ExternalMachine(Machine):
         self._address = ""
         if settings.disk is not None:
             self._drive = ExternalDrive(
-                Path(os.path.expanduser(settings.disk)).absolute(),
+                absolute(settings.disk),
                 fill=settings.fill_disk,
                 disk=Disk(workspace, size=disk_size),
                 check=check,

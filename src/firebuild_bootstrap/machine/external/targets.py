@@ -21,6 +21,7 @@ from firebuild_bootstrap.machine.external.settings import MetadataTarget
 from firebuild_bootstrap.machine.firecracker.api import SECRET_PATH, ApiError, FirecrackerApi
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE
 from firebuild_bootstrap.mmds.store import STORE_LIMIT, compact_json, merge
+from firebuild_pki.homes import absolute
 
 Note = Callable[[Sequence[str]], None]
 """Writes down a command that cleans up after a build that could not do so itself."""
@@ -106,9 +107,9 @@ def make_target(target: MetadataTarget, note: Note = lambda _: None) -> Target:
         note: see `OutsideFile`.
     """
     if target.file is not None:
-        return FileTarget(Path(os.path.expanduser(target.file)).absolute(), note)
+        return FileTarget(absolute(target.file), note)
     if target.firecracker_socket is not None:
-        return FirecrackerTarget(Path(os.path.expanduser(target.firecracker_socket)).absolute())
+        return FirecrackerTarget(absolute(target.firecracker_socket))
     return StreamTarget()
 
 

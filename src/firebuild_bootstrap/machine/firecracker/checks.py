@@ -12,6 +12,7 @@ from typing import Final
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.programs import LimitExceeded, run_program
 from firebuild_pki.display import counted
+from firebuild_pki.homes import absolute
 
 # The V2 of the metadata service and today's form of the API came with it.
 OLDEST: Final = (1, 0)
@@ -32,6 +33,7 @@ def find_program(name: str, setting: str) -> Path:
     Raises:
         InputError: there is none, or it is not executable.
     """
+    name = os.path.expanduser(name)
     found = shutil.which(name)
     if found is not None:
         return Path(found).resolve()
@@ -98,7 +100,7 @@ def check_kernel(
             f"{setting} is not set: expected the path of the kernel to boot",
             hint="Firecracker's getting-started guide says where to get or how to build one",
         )
-    path = Path(os.path.expanduser(name)).absolute()
+    path = absolute(name)
     try:
         with path.open("rb") as file:
             head = file.read(1024)
@@ -130,10 +132,10 @@ def check_modules(directories: Sequence[str]) -> None:
     Raises:
         InputError: one is not a directory.
     """
-    for name in directories:
-        if not Path(name).is_dir():
+    for directory in map(absolute, directories):
+        if not directory.is_dir():
             raise InputError(
-                f"machine.firecracker.kernel_modules: {name} is not a directory",
+                f"machine.firecracker.kernel_modules: {directory} is not a directory",
                 hint="name the directory of one kernel, such as /lib/modules/6.1.0",
             )
 

@@ -23,6 +23,7 @@ from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.programs import LimitExceeded, run_program
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
+from firebuild_pki.homes import absolute
 
 _INTERFACE: Final = "eth0"
 _NAMESPACES: Final = Path("/run/netns")
@@ -68,6 +69,7 @@ class CniNetwork(Network):
         leftovers: Leftovers,
     ) -> None:
         self._settings = settings
+        self._plugins = os.pathsep.join(map(os.path.expanduser, settings.cni_plugins))
         self._container = f"firebuild-{name}"
         self._arguments = f"IgnoreUnknown=1;TC_REDIRECT_TAP_UID={uid};TC_REDIRECT_TAP_GID={gid}"
         self._leftovers = leftovers
@@ -136,15 +138,15 @@ class CniNetwork(Network):
             "CNI_NETNS": str(self._namespace),
             "CNI_IFNAME": _INTERFACE,
             "CNI_ARGS": self._arguments,
-            "CNI_PATH": os.pathsep.join(self._settings.cni_plugins),
+            "CNI_PATH": self._plugins,
         }
 
     def _config(self) -> CniConfig:
-        return find_config(Path(self._settings.cni_config), self._settings.cni or "")
+        return find_config(absolute(self._settings.cni_config), self._settings.cni or "")
 
     def _program(self, plugin: Mapping[str, Any]) -> Path:
         name = str(plugin.get("type", ""))
-        found = shutil.which(name, path=os.pathsep.join(self._settings.cni_plugins)) if name else None
+        found = shutil.which(name, path=self._plugins) if name else None
         if found is None or "/" in name:
             raise InputError(
                 f"{_WHERE}: the plugin {name!r} was not found in {', '.join(self._settings.cni_plugins)}",

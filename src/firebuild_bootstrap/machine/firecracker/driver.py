@@ -45,6 +45,7 @@ from firebuild_bootstrap.machine.firecracker.source import (
 from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.machine.settings import MachineSettings
 from firebuild_bootstrap.machine.workspace import BuildDirectory
+from firebuild_pki.homes import absolute
 
 _READY_SECONDS: Final = 10.0
 _LOG_LINE: Final = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+ \[[^\]]*\] ")
@@ -84,7 +85,7 @@ class FirecrackerMachine(VirtualMachine):
             store=store,
             compression=settings.initrd_compression,
             kernel_args=settings.kernel_args,
-            kernel_modules=[Path(path) for path in settings.kernel_modules],
+            kernel_modules=[*map(absolute, settings.kernel_modules)],
             notice=notice,
         )
         self._settings = settings
@@ -318,10 +319,8 @@ def _running(block: FirecrackerSettings) -> RunningSource:
             f"{_WHERE}.running: a Firecracker that runs already has its jail and its network namespace",
             hint="leave jailer and network.cni out",
         )
-    checks.check_socket_path(
-        Path(os.path.expanduser(block.running.socket or "")).absolute(), f"{_WHERE}.running.socket"
-    )
     source = RunningSource(block)
+    checks.check_socket_path(source.socket, f"{_WHERE}.running.socket")
     source.check()
     return source
 

@@ -24,6 +24,7 @@ from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
 from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.programs import LimitExceeded, run_program
 from firebuild_bootstrap.values import dataclass
+from firebuild_pki.homes import absolute
 
 _SOCKET: Final = "api.sock"
 _STAT: Final = "firecracker.stat"
@@ -170,12 +171,12 @@ class RunningSource(Source):
 
     def __init__(self, settings: FirecrackerSettings) -> None:
         running = settings.running
-        self._socket = Path(os.path.expanduser(running.socket or "")).absolute()
-        self._serial = None if running.serial is None else Path(os.path.expanduser(running.serial))
+        self.socket = absolute(running.socket or "")
+        self._serial = None if running.serial is None else absolute(running.serial)
         self.is_silent = self._serial is None
         self._jail = None
         if running.root is not None:
-            self._jail = Jail(Path(os.path.expanduser(running.root)).absolute(), running.uid, running.gid)
+            self._jail = Jail(absolute(running.root), running.uid, running.gid)
         super().__init__(self._jail or WorkDirectory(), OLDEST)
 
     def check(self) -> None:
@@ -185,10 +186,10 @@ class RunningSource(Source):
             InputError: there is none, or it is configured already.
             ApiError: it does not answer.
         """
-        where = f"machine.firecracker.running.socket: {self._socket}"
-        if not is_socket(self._socket):
+        where = f"machine.firecracker.running.socket: {self.socket}"
+        if not is_socket(self.socket):
             raise InputError(f"{where}: there is no socket", hint="start Firecracker with --api-sock first")
-        api = FirecrackerApi(self._socket)
+        api = FirecrackerApi(self.socket)
         self.version = check_version(str(api.get("/version").get("firecracker_version", "")), where)
         state = api.get("/").get("state")
         if state != _NOT_STARTED:
@@ -204,7 +205,7 @@ class RunningSource(Source):
 
     def launch(self, namespace: str) -> tuple[Process, FirecrackerApi]:  # noqa: ARG002 - it is in its own
         """See `Source.launch`."""
-        api = FirecrackerApi(self._socket)
+        api = FirecrackerApi(self.socket)
         return ForeignProcess(api, self._serial), api
 
     def clear(self) -> None:
@@ -385,7 +386,7 @@ def jailer_command(
 
 def _chroot_base(settings: JailerSettings) -> Path:
     # The jailer is started in another directory than this process.
-    return Path(os.path.expanduser(settings.chroot_base)).absolute()
+    return absolute(settings.chroot_base)
 
 
 def _move(source: Path, target: Path) -> None:
@@ -408,5 +409,5 @@ def _move(source: Path, target: Path) -> None:
 def _not_copied(source: Path, target: Path, error: OSError) -> MachineError:
     return MachineError(
         f"{source} can't be brought to {target}: {error.strerror}",
-        hint="the jail has to have room, and to be writable for the user of firebuild",
+        hint="the jail needs free space, and firebuild's user has to be able to write there",
     )

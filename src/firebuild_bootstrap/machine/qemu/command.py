@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from enum import StrEnum
@@ -56,7 +57,7 @@ def find_program(name: str = PROGRAM) -> Program:
     Raises:
         InputError: there is none.
     """
-    found = shutil.which(name)
+    found = shutil.which(os.path.expanduser(name))
     if found is None:
         raise InputError(
             f"QEMU was not found: there is no program {name}",

@@ -11,6 +11,7 @@ from typing import Final
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.values import dataclass
+from firebuild_pki.homes import absolute
 
 _HOW: Final = (
     "on Debian: `apt-get download` the linux-image package that `apt-cache depends "
@@ -53,9 +54,9 @@ def find_kernel(image: Path | None, modules: Sequence[Path] = (), *, root: Path 
     """
     if image is None:
         return _host_kernel(modules, root)
-    image = Path(os.path.expanduser(image)).absolute()
+    image = absolute(image)
     release = read_release(image)
-    named = tuple(Path(os.path.expanduser(directory)).absolute() for directory in modules)
+    named = tuple(map(absolute, modules))
     wrong = next((directory for directory in named if not directory.is_dir()), None)
     if wrong is not None:
         raise InputError(
