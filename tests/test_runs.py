@@ -47,7 +47,7 @@ def test_a_run_is_found_by_its_name_its_id_and_the_begin_of_it(tmp_path: Path) -
         assert kept.find("web").record.id == kept.find("r1").record.id == "r1"
         assert kept.find("web").record.ports == RECORD.ports
         assert kept.find("r2").record.id == "r22"
-        with pytest.raises(InputError, match=r"'r' is the begin of several ids: r22, r1"):
+        with pytest.raises(InputError, match=r"'r' is the start of several ids: r22, r1"):
             kept.find("r")
         with pytest.raises(InputError, match="there is no run 'x'"):
             kept.find("x")

@@ -105,7 +105,9 @@ class StoreCheck:
                             yield Finding(f"base {reference}: its files are gone", again)
                         continue
                     if not _has(base.archive, base.digest):
-                        yield Finding(f"{base.archive} is missing, or somebody has changed it", again)
+                        yield Finding(
+                            f"{base.archive} is missing, or was modified after it was stored", again
+                        )
                 except MachineError as error:
                     yield Finding(error.message, again)
                 except OSError as error:
@@ -137,7 +139,9 @@ class StoreCheck:
         for layer in layers:
             path = image.directory / layer.archive
             if layer.archive and not _has(path, layer.digest):
-                yield Finding(f"image {tag}: {path} is missing, or somebody has changed it", _again(tag))
+                yield Finding(
+                    f"image {tag}: {path} is missing, or was modified after it was stored", _again(tag)
+                )
             stored = self._stored if layer.key and layer.outside is None else None
             if stored is not None and image.record.layer_store == stored.root.name:
                 self._needed.setdefault(layer.key, []).append(str(tag))
@@ -194,7 +198,7 @@ class StoreCheck:
                 return
         self.read["layers"] += len(keys)
         for key in changed:
-            yield self._useless(key, f"somebody has changed the layer {key}")
+            yield self._useless(key, f"the layer {key} was modified after it was stored")
 
     def _useless(self, key: str, what: str) -> Finding:
         again = f"; then build {', '.join(images)} again" if (images := self._needed.get(key)) else ""

@@ -190,7 +190,7 @@ class StageCancelled(FirebuildError):
 
 
 class GuestLost(FirebuildError):
-    """The guest died, never called, or stopped answering before it reported an end."""
+    """The guest died, never called, or stopped answering before it reported a result."""
 
     exit_status = ExitStatus.GUEST_LOST
 

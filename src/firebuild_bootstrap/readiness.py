@@ -95,7 +95,7 @@ def check_request(name: str, asked: Healthcheck, config: ImageConfig, settings: 
     """
     if settings.machine.driver == "external":
         raise InputError(
-            "--ready starts a machine of its own, and those of the driver external are yours",
+            "--ready starts a machine, which the driver external can't",
             hint="use --machine local, qemu or firecracker",
         )
     checks_of(asked, config)

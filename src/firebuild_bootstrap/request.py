@@ -233,7 +233,7 @@ def _secret_members(text: str, number: int) -> dict[str, str]:
         key, equals, value = each.partition("=")
         key = {"source": "src"}.get(key.lower(), key.lower())
         if key not in ("type", "id", "src", "env") or not equals:
-            raise _malformed_secret(number, "there is something else in it")
+            raise _malformed_secret(number, "it has an unknown key, or a key without a value")
         members[key] = value
     if members.get("type", "file") not in ("file", "env"):
         raise _malformed_secret(number, "its type is neither file nor env")

@@ -303,7 +303,7 @@ class Runs:
             return found[0]
         several = ", ".join(run.record.id for run in found[:5])
         raise InputError(
-            f"{text!r} is the begin of several ids: {several}" if found else f"there is no run {text!r}",
+            f"{text!r} is the start of several ids: {several}" if found else f"there is no run {text!r}",
             hint="`firebuild ps --all` lists them; the runs of a terminal end with it, and are not listed",
         )
 
@@ -330,7 +330,7 @@ class Runs:
                 if namesake is not None:
                     raise InputError(
                         f"the run {namesake.record.id} has the name {record.name}",
-                        hint=f"`firebuild rm {record.name}` gives it free, once that run has ended",
+                        hint=f"`firebuild rm {record.name}` frees the name once that run has ended",
                     )
                 directory.mkdir(mode=0o700)
                 lock = own(directory)

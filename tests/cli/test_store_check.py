@@ -155,7 +155,7 @@ def test_what_is_of_no_use_is_repaired_and_the_next_build_makes_it_again(store: 
 def test_a_layer_that_somebody_has_changed_is_removed_and_built_again(store: Cli) -> None:
     problems(store, left=False)
     one(store, "layers/*/content/*/layer/fs/one").write_text("2")
-    found = "somebody has changed the layer ID: --repair removes it, unless a build uses it"
+    found = "the layer ID was modified after it was stored: --repair removes it, unless a build uses it"
     assert problems(store) == [f"{found}; then build app:1 again"]
     assert problems(store, "--repair") == [f"repaired: {found}; then build app:1 again"]
     missing = "image app:1: its layer ID is missing: `firebuild images rm app:1`, and build, load or pull it"
@@ -177,7 +177,7 @@ def test_blobs_and_what_is_unpacked_of_them_come_again_from_where_they_came(stor
     found = [
         "blobs/sha256/IDIDIDID: its bytes have the digest ID: "
         "--repair removes it; then load or pull its images again",
-        "somebody has changed the layer ID: --repair removes it, unless a build uses it",
+        "the layer ID was modified after it was stored: --repair removes it, unless a build uses it",
     ]
     assert problems(store) == found
     # A build that comes to the blob first says what is wrong.
@@ -185,7 +185,7 @@ def test_blobs_and_what_is_unpacked_of_them_come_again_from_where_they_came(stor
     (store.home / "layers" / layer_tree.parents[1].name / "names" / image["layers"][0]["key"]).unlink()
     Path("on").write_text("FROM acme/web:1\nLABEL a=b\n")
     done = store("build", "-f", "on", "--output", "tar", ".", status=6)
-    assert f"{blob}: somebody has changed it, or the disk has" in done.err
+    assert f"{blob} was modified after it was stored, or the disk is failing" in done.err
     assert "store check --repair" in done.err
     assert problems(store, "--repair")[0] == f"repaired: {found[0]}"
     assert problems(store) == ["image acme/web:1: its blob ID is missing: load or pull it again"]
@@ -200,7 +200,7 @@ def test_records_of_images_and_bases_are_named_and_hide_no_others(store: Cli) ->
     with open(base / "rootfs.tar", "r+b") as file:
         file.seek(300)
         file.write(b"changed")
-    changed = "is missing, or somebody has changed it"
+    changed = "is missing, or was modified after it was stored"
     assert problems(store) == [
         f"bases/content/ID/rootfs.tar {changed}: `firebuild base rm tiny:latest`, and import it again",
         # The same file under another name.

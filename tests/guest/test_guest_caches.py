@@ -229,7 +229,7 @@ def test_a_cache_that_begins_with_a_file_is_refused(build: Build) -> None:
     in_store(build)
     build.server.resources["files"] = a_file("one", b"1")
     abort = build.fail(run_command("true", mounts=(cache(resource="files"),)))
-    assert "what it begins with is not a directory" in abort.error
+    assert "what it is filled with is not a directory" in abort.error
 
 
 @pytest.mark.needs("bwrap", "busybox")

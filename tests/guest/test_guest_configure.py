@@ -125,7 +125,7 @@ def test_keys_are_not_written_through_links(image: Path, tmp_path: Path, where: 
     link = image / "home/app" / where
     link.parent.mkdir(exist_ok=True)
     link.symlink_to(victim if where == ".ssh" else "/etc/passwd")
-    with pytest.raises(InputError, match="a link is there; keys are not written through it"):
+    with pytest.raises(InputError, match="found a symbolic link; keys are not written there"):
         apply(image, Users={"app": {"SSHKeys": ED}})
     assert "app:x:1000" in (image / "etc/passwd").read_text()
     assert [path.name for path in victim.iterdir()] == ["file"]
@@ -134,7 +134,7 @@ def test_keys_are_not_written_through_links(image: Path, tmp_path: Path, where: 
 def test_a_pipe_in_place_of_the_keys_is_refused(image: Path) -> None:
     (image / "home/app/.ssh").mkdir()
     os.mkfifo(image / "home/app/.ssh/authorized_keys")
-    with pytest.raises(InputError, match="another kind"):
+    with pytest.raises(InputError, match="expected a file, found something else"):
         apply(image, Users={"app": {"SSHKeys": ED}})
 
 

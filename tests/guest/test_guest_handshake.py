@@ -239,8 +239,8 @@ def test_a_server_that_drops_connections_at_first_is_tried_again(
     ("told", "message"),
     [
         (b"", "it refuses the guest, likely"),
-        (b"no token at all", "the server told something else than a token"),
-        (b"0123456789abcdef0123456789ABCDEF", "the server told something else than a token"),
+        (b"no token at all", "the server sent something else than a token"),
+        (b"0123456789abcdef0123456789ABCDEF", "the server sent something else than a token"),
     ],
 )
 def test_what_is_no_token_leads_nowhere(

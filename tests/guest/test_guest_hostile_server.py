@@ -46,7 +46,7 @@ def secret(**fields: Any) -> pb.Mount:
         (run(step={"user": "x" * 1_000_000}), "USER xxx"),
         (run(step={"user": "9" * 5000}), "ids go from 0 to 4294967294"),
         (run(argv=[]), "the command is empty"),
-        (run(argv=["a\0b"]), "contains a NUL or a broken character"),
+        (run(argv=["a\0b"]), "contains a NUL or invalid Unicode"),
         (run(env=[pb.Variable(name="a=b")]), "the environment has an impossible name"),
         (run(network="lan"), "network: expected default, none, host, found 'lan'"),
         (run(mounts=[pb.Mount(target="/m")]), "a mount of a kind that is not known"),
@@ -69,9 +69,9 @@ def test_a_step_that_no_step_can_be_is_refused(local: Local, message: pb.ToGuest
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        (run(), "the server sent something else where a command in the place of one was due"),
-        (piece(b"x"), "the server sent something else where a command in the place of one was due"),
-        (pb.ToGuest(finish=pb.Finish()), "the server sent something else where a command in the place"),
+        (run(), "expected a command in place of the failed one, the server sent something else"),
+        (piece(b"x"), "expected a command in place of the failed one, the server sent something else"),
+        (pb.ToGuest(finish=pb.Finish()), "expected a command in place of the failed one"),
         (run(attach=pb.Attach(window=pb.Window(rows=-1))), "can't be read: a terminal of -1 rows"),
         (run(attach=pb.Attach(), argv=[]), "the command is empty"),
     ],

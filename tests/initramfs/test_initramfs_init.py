@@ -129,7 +129,7 @@ def test_the_image_is_a_layer_that_is_only_read_and_caches_outlive_the_machine(
     assert kept == (f"{places}/caches/one", f"{places}/caches/three")
     assert (places / "caches").stat().st_mode & 0o777 == 0o700
     assert sorted(os.listdir(places / "layers/lower")) == ["0", "1"]
-    assert capsys.readouterr().out == "a cache mount begins anew: vde is broken\n"
+    assert capsys.readouterr().out == "a cache mount starts empty: vde is broken\n"
 
 
 def test_without_overlays_the_image_is_the_base_of_a_plain_tree_on_the_scratch_drive(

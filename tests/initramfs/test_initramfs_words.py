@@ -97,7 +97,7 @@ def test_ip_is_read_as_the_kernel_reads_it(value: str, expected: NetworkSettings
         ("firebuild.end=explode", "expected reboot or poweroff, found 'explode'"),
         ("ip=10.0.0", "'10.0.0' is not an IPv4 address"),
         ("ip=10.0.0.2::gateway", "'gateway' is not an IPv4 address"),
-        ("ip=::::::bootp", "expected dhcp or off in its place 7, found 'bootp'"),
+        ("ip=::::::bootp", "expected dhcp or off in field 7, found 'bootp'"),
         ("ip=fd00::1", "not an IPv4 address"),
     ],
 )

@@ -115,5 +115,5 @@ def test_an_error_ends_the_compression_without_an_end() -> None:
 def test_compressed_data_that_is_changed_is_damage() -> None:
     data = bytearray(gzip.compress(DATA))
     data[10:40] = bytes(30)
-    with pytest.raises(DamagedArchive, match="its compressed data is wrong: "):
+    with pytest.raises(DamagedArchive, match="its compressed data is corrupt: "):
         decompress(bytes(data))

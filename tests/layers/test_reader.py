@@ -81,11 +81,20 @@ def test_damage_in_the_content_of_a_member_is_told_when_it_is_read() -> None:
             pass
 
 
-@pytest.mark.parametrize("table", ["0,5,3,1", "5,-1", "-5,1", "9,2", "1,2,3"])
-def test_a_sparse_file_whose_regions_make_no_sense_is_damage(table: str) -> None:
+@pytest.mark.parametrize(
+    ("table", "why"),
+    [
+        ("0,5,3,1", "overlap"),
+        ("5,-1", "for a number"),
+        ("-5,1", "for a number"),
+        ("9,2", "a size of 10 bytes with such regions"),
+        ("1,2,3", "the regions of 'x' are invalid"),
+    ],
+)
+def test_a_sparse_file_with_invalid_regions_is_damage(table: str, why: str) -> None:
     info = tarfile.TarInfo("x")
     info.pax_headers = {"GNU.sparse.size": "10", "GNU.sparse.map": table}
-    with pytest.raises(DamagedArchive):
+    with pytest.raises(DamagedArchive, match=why):
         names(info.tobuf(tarfile.PAX_FORMAT) + bytes(1024))
 
 
@@ -348,7 +357,7 @@ def sparse_1_0(table: bytes) -> bytes:
         (b"", "the map of a sparse file is cut off"),
         (b"1\n0\n", "cut off"),
         (b"x\n0\n0\n" + bytes(505), "for a number"),
-        (b"9" * 600, "the map of a sparse file makes no sense"),
+        (b"9" * 600, "the map of a sparse file is invalid"),
         (b"1\n0\n600\n" + bytes(502), "can't have a size"),
         (b"400000\n" + b"1\n" * 2000, "cut off"),
         (b"2\n5\n3\n0\n1\n" + bytes(502), "the regions of .* overlap"),

@@ -306,7 +306,9 @@ def test_a_root_in_one_piece_is_an_image_too(library: Library, monkeypatch: pyte
     assert said == [*((line, True) for line in lines), ("firebuild", False)]
     with open(image.directory / "rootfs.tar", "ab") as file:
         file.write(b"changed")
-    with pytest.raises(MachineError, match="somebody has changed it, and the image is made of it") as caught:
+    with pytest.raises(
+        MachineError, match="was modified after it was stored, and the image is made of it"
+    ) as caught:
         library.home.form(image, DIR)
     assert caught.value.hint == "build t/built:1 again"
 

@@ -88,7 +88,7 @@ def test_a_drive_that_nobody_used_is_not_taken_for_the_result(path: Path, worksp
     drive = own(path, workspace)
     drive.prepare([])
     began = time.monotonic()
-    with pytest.raises(MachineError, match=r"on a drive that is not .*: nobody has mounted that"):
+    with pytest.raises(MachineError, match=r"but not on .*: the guest never mounted it"):
         drive.read(end_timeout=30)
     assert time.monotonic() - began < 20
 

@@ -62,8 +62,11 @@ def test_the_schema_refuses_what_the_settings_refuse(metadata: object) -> None:
             'bind: expected host:port such as 192.0.2.1:7000, found "10.0.0.1:70000"',
         ),
         ("{bind: '1:2:3'}", "bind: '1:2:3' does not appear to be an IPv4 or IPv6 address"),
-        ("{bind: 0.0.0.0}", "nobody can dial 0.0.0.0: set advertise to what the guest dials"),
-        ("{bind: '::'}", "nobody can dial ::: set advertise"),
+        (
+            "{bind: 0.0.0.0}",
+            "a guest can't connect to 0.0.0.0: set advertise to the address that it connects to",
+        ),
+        ("{bind: '::'}", "a guest can't connect to ::: set advertise"),
         ("{advertise: 'x:0'}", 'advertise: expected a port that the guest can call, found "x:0"'),
         ("{advertise: 'a b'}", "advertise: expected host:port"),
         ("{end_timeout: 0s}", "end_timeout: "),

@@ -130,7 +130,9 @@ def test_a_log_in_the_home_of_nobody_is_an_error() -> None:
 @pytest.mark.needs("root")
 def test_a_log_of_a_user_without_a_home_has_no_place() -> None:
     code = "from firebuild_pki.observers.audit_log import AuditLogSettings as S; S().file"
-    assert "the audit log has no place: this user has no home directory" in said_without_home(code)
+    assert "there is no directory for the audit log: this user has no home directory" in said_without_home(
+        code
+    )
 
 
 def test_the_log_is_its_owners_alone(tmp_path: Path) -> None:

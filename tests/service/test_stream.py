@@ -354,7 +354,7 @@ def test_a_guest_that_leaves_without_a_word_is_lost(serve: Any, how: str) -> Non
         running.close_callers()
     outcome = running.outcome()
     assert isinstance(outcome.error, GuestLost)
-    assert "during step 3 before it reported an end" in outcome.message
+    assert "during step 3 before it reported a result" in outcome.message
 
 
 def test_a_guest_that_says_nothing_is_lost_and_one_that_is_alive_is_not(serve: Any) -> None:

@@ -76,7 +76,7 @@ def test_without_connection_the_grace_counts_and_a_new_connection_ends_it() -> N
     watched.closed(112.0)
     due, error = watched.deadline()
     assert due == 116.0
-    assert "closed its connection before it reported an end" in str(error())
+    assert "closed its connection before it reported a result" in str(error())
     assert "look at the machine's console" in str(error())
     watched.opened()
     assert watched.deadline()[0] == 125.0

@@ -287,7 +287,7 @@ def test_a_parent_that_somebody_removed_is_an_error_and_the_layer_stays(store: S
     (a,) = store.chain("a")
     (store.root / "cache" / "records" / a.id).unlink()
     directory = store.directory("b")
-    with pytest.raises(MachineError, match="somebody removed it"):
+    with pytest.raises(MachineError, match="another process removed it"):
         store.open().commit(key("b"), directory, parent=a)
     assert directory.exists()
 

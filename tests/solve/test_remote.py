@@ -235,7 +235,7 @@ def test_a_record_that_lies_about_its_layer_is_not_used(
     backend.write(write_records([Record(a, diff_id, blob)], blobs), blobs, lambda _: Path())
     third.remote.load(specs)
     assert third.find(A) == []
-    with pytest.raises(InputError, match="is another one here"):
+    with pytest.raises(InputError, match="the store has another layer with the id"):
         third.cache.import_(a, layer(third.home, "again", "again"))
 
 

@@ -93,7 +93,7 @@ def read_outputs(texts: Sequence[str], *, paths: bool) -> tuple[tuple[OutputSpec
     to_stdout = [spec for spec, (_, stdout) in zip(specs, translated, strict=True) if stdout]
     for spec in to_stdout:
         if spec.type in (OutputType.DIR, OutputType.REGISTRY) or spec.dest is not None:
-            raise InputError("--output: only files can go to standard output, and nowhere else then")
+            raise InputError("--output: only files can go to standard output, and dest=- is their only dest")
     for spec in specs:
         kept = not spec.type.has_layers or spec.type is OutputType.REGISTRY
         if not kept and spec.dest is None and spec not in to_stdout:

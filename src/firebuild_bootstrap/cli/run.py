@@ -219,7 +219,7 @@ def _settings(options: Mapping[str, Any], more: Mapping[str, Any] | None = None)
     driver = settings_from(options["config_file"], overrides).machine.driver
     if driver == "external":
         raise InputError(
-            "firebuild run starts machines itself, and those of the driver external are yours",
+            "firebuild run starts a machine, which the driver external can't",
             hint="use --machine qemu or --machine firecracker",
         )
     wanted = {

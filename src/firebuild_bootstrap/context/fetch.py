@@ -143,7 +143,7 @@ def fetch(
         with error:
             raise failed(
                 f"the server answered {error.code} {error.reason}",
-                "is the URL right? what wants a login has to be downloaded before, and COPY adds it",
+                "is the URL right? where it needs a login, download it first and COPY it",
             ) from error
     except http.client.IncompleteRead as error:  # of a body in chunks, whose length nobody announced
         raise failed("the connection broke off before the end", _AGAIN) from error

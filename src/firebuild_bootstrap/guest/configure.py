@@ -352,5 +352,6 @@ def authorize(root: Root, name: str, keys: list[str]) -> None:
 def _refuse_link(root: Root, path: str, expected: int) -> None:
     found = root.status(path, follow=False)
     if found is not None and stat.S_IFMT(found.st_mode) != expected:
-        kind = "link" if stat.S_ISLNK(found.st_mode) else "thing of another kind"
-        raise InputError(f"{path}: a {kind} is there; keys are not written through it")
+        wanted = "directory" if expected == stat.S_IFDIR else "file"
+        kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "something else"
+        raise InputError(f"{path}: expected a {wanted}, found {kind}; keys are not written there")

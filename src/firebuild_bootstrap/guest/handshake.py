@@ -186,7 +186,7 @@ def _told_token(tls: ssl.SSLSocket) -> str:
     if not token:
         raise Dropped(_DROPPED)
     if not _TOKEN.fullmatch(token):
-        raise NotNow("the server told something else than a token")
+        raise NotNow("the server sent something else than a token")
     return token.decode("ascii")
 
 

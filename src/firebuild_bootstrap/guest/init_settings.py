@@ -122,7 +122,7 @@ def parse_ip(value: str) -> NetworkSettings:
     client, _server, gateway, netmask, _hostname, device, method = parts[:7]
     if not client:
         if method not in (*_STATIC, *_DYNAMIC):
-            raise InitError("settings", f"ip={value}: expected dhcp or off in its place 7, found {method!r}")
+            raise InitError("settings", f"ip={value}: expected dhcp or off in field 7, found {method!r}")
         return NetworkSettings("none" if method in ("off", "none") else "dhcp", device=device)
     netmask = netmask or class_netmask(client)
     name_servers = tuple(part for part in parts[7:9] if part)

@@ -145,7 +145,7 @@ def mount_drives(image: str, kind: str, scratch: str, caches: Sequence[str] = ()
         try:
             mount_drive(device, "ext4", target, data="noinit_itable,discard")
         except InitError as error:  # a cache may be lost, and another takes its place for this time
-            say(f"a cache mount begins anew: {error.message}")
+            say(f"a cache mount starts empty: {error.message}")
         else:
             kept.append(target)
     return tuple(kept)

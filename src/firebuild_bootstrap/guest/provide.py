@@ -195,7 +195,7 @@ class _Work:
         if mount.resource:
             self._receive(mount.resource, path)
             if not os.path.isdir(path) or os.path.islink(path):
-                raise StepError(f"cache mount {mount.target}: what it begins with is not a directory")
+                raise StepError(f"cache mount {mount.target}: what it is filled with is not a directory")
             return
         os.mkdir(path, 0o700)
         os.chown(path, mount.uid, mount.gid)

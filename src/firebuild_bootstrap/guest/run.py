@@ -109,7 +109,7 @@ def _check_text(request: Request) -> None:
         raise StepError("the command is empty", reason="command", exit_code=127)
     for text in (*request.argv, *request.env, *request.env.values(), request.script or ""):
         if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise StepError("the command or its environment contains a NUL or a broken character")
+            raise StepError("the command or its environment contains a NUL or invalid Unicode")
     bad = [name for name in request.env if not name or "=" in name]
     if bad:
         raise StepError(f"the environment has an impossible name: {bad[0]!r}")

@@ -335,7 +335,9 @@ class Session:
         except wire.WireError as wrong:
             raise ProtocolError(f"the server sent a command that can't be read: {wrong}") from wrong
         if not isinstance(command, wire.RunCommand) or command.attach is None:
-            raise ProtocolError("the server sent something else where a command in the place of one was due")
+            raise ProtocolError(
+                "expected a command in place of the failed one, the server sent something else"
+            )
         return command
 
     def started(self, _step: int, /) -> None:

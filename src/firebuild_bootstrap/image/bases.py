@@ -152,7 +152,7 @@ class BaseStore:
             except OSError as error:
                 raise MachineError(
                     f"{source} could not be copied into the store at {archive.parent}: {error.strerror}",
-                    hint="is the file readable, and the disk full?",
+                    hint="is the file readable, and is there space on the disk?",
                 ) from error
             with self._tasks.task("checking the archive", total=size):
                 check_root_archive(archive, source)

@@ -243,7 +243,9 @@ class BlobStore:
         if len(data) > most:
             raise InputError(f"{digest} has more than the {counted(most, 'byte')} that are allowed")
         if digest_of(data, digest.partition(":")[0]) != digest:
-            raise MachineError(f"{path}: somebody has changed it", hint="remove it and load the image again")
+            raise MachineError(
+                f"{path} was modified after it was stored", hint="remove it and load the image again"
+            )
         return data
 
     @contextmanager

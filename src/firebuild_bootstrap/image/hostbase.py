@@ -122,7 +122,7 @@ def _libraries(programs: list[str]) -> list[str]:
         done = run_program(["ldd", *programs])
     except FileNotFoundError as error:
         raise MachineError(
-            "the program ldd was not found, which tells the libraries of a program",
+            "the program ldd was not found, which lists the libraries of a program",
             hint="install it, or import a base from a tar archive instead",
         ) from error
     except LimitExceeded as error:

@@ -282,7 +282,7 @@ def _check_blob(path: Path, digest: str) -> None:
     with open(path, "rb") as file:
         if hashlib.file_digest(file, algorithm).hexdigest() != digest.partition(":")[2]:
             raise MachineError(
-                f"{path}: somebody has changed it, or the disk has",
+                f"{path} was modified after it was stored, or the disk is failing",
                 hint="`firebuild store check --repair` removes it; then load or pull its image again",
             )
 

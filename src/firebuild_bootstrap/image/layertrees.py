@@ -404,7 +404,8 @@ class LayerTrees:
             content = self._contents.hold(_name(key))
             if content is None:
                 raise MachineError(
-                    f"{self.root}: somebody removed the layer {key} while it was made", hint="try again"
+                    f"{self.root}: another process removed the layer {key} while it was being made",
+                    hint="try again",
                 )
             try:
                 ready()

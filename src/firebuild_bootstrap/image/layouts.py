@@ -538,7 +538,9 @@ def write_archive(
         with open(blobs.required(digest), "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if size != named[digest].size:
-                raise MachineError(f"{file.name}: somebody has changed it", hint="load the image again")
+                raise MachineError(
+                    f"{file.name} was modified after it was stored", hint="load the image again"
+                )
             writer.add(Entry(_path_of(digest), FILE, 0o644, size=size), file.fileno())
     writer.close()
 

@@ -200,5 +200,5 @@ def default_home(environ: Mapping[str, str]) -> Path:
     found = homes.own_directory(platformdirs.user_data_dir)
     if found is None:
         hint = "set FIREBUILD_HOME to a directory for the store, or HOME"
-        raise InputError("the store has no place: this user has no home directory", hint=hint)
+        raise InputError("there is no directory for the store: this user has no home directory", hint=hint)
     return found

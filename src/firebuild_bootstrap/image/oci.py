@@ -308,7 +308,8 @@ def choose_image(
     while isinstance(document, Index):
         if len(passed) == _MAX_INDEXES:
             raise InputError(
-                f"there are more than {_MAX_INDEXES} indexes in indexes", hint="its maker is broken"
+                f"there are more than {_MAX_INDEXES} indexes in indexes",
+                hint="the image has to be published again",
             )
         passed.append(document.digest)
         entry = document.choose(platform)

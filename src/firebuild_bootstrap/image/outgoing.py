@@ -157,7 +157,7 @@ class Outgoing:
                 raise MachineError(f"{archive}: {error.message}", hint=error.hint) from error
             if plain.digest != diff_id:
                 raise MachineError(
-                    f"{archive}: somebody has changed it", hint="import, pull or load the image again"
+                    f"{archive} was modified after it was stored", hint="import, pull or load the image again"
                 )
             return self._keep(path, diff_id, out.digest, compression)
 

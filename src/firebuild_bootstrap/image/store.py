@@ -262,7 +262,8 @@ class StoredImage:
         for layer in record.layers:
             if layer.archive == OutputType.TAR.file_name and not is_untouched(self.directory, OutputType.TAR):
                 raise MachineError(
-                    f"{self.directory / layer.archive}: somebody has changed it, and the image is made of it",
+                    f"{self.directory / layer.archive} was modified after it was stored, "
+                    "and the image is made of it",
                     hint=f"build {self.tag} again",
                 )
         return tuple(

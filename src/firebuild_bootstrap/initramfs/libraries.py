@@ -212,7 +212,7 @@ class LibraryFinder:
         except ElfError as error:
             raise MachineError(
                 f"{path} can't be put into the initramfs: {error}",
-                hint="run firebuild with a Python program, not through a script that stands for one",
+                hint="run firebuild with a Python program, not through a wrapper script",
             ) from error
 
     @staticmethod

@@ -162,7 +162,7 @@ class _Application:
                     if error.errno != errno.ENAMETOOLONG:
                         raise
                     name = f"{entry.path[:_SHOWN]!r}"
-                    raise DamagedArchive(f"{name} is a longer name, or link, than Linux has") from error
+                    raise DamagedArchive(f"{name} is a longer name or link than Linux allows") from error
             for path in self._place.made:
                 self._directories.setdefault(path, Entry(path, DIRECTORY, 0o755))
             for path in sorted(self._directories, reverse=True):  # children first: a mode may lock them out
@@ -390,7 +390,7 @@ class _Descent:
         It belongs to this object and stays valid until the next call.
 
         Raises:
-            DamagedArchive: something on the way is not a directory, links go in circles, or it is too deep.
+            DamagedArchive: something on the way is not a directory, links form a loop, or it is too deep.
             FileNotFoundError: it is missing, and is not to be made.
         """
         paths, descriptors = self._paths, self._descriptors
@@ -442,7 +442,7 @@ class _Descent:
                 return place.open(os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             if error.errno == errno.ELOOP:
-                raise DamagedArchive(f"/{path}: its symbolic links go in circles") from error
+                raise DamagedArchive(f"/{path}: its symbolic links form a loop") from error
             if error.errno == errno.ENOTDIR:
                 raise DamagedArchive(f"/{path} is needed as a directory and is not one") from error
             raise

@@ -164,7 +164,7 @@ class _Decompressed(io.RawIOBase):
         try:
             found = decoder.decompress(data, size)
         except _DAMAGED_DATA as error:
-            raise DamagedArchive(f"its compressed data is wrong: {error}") from error
+            raise DamagedArchive(f"its compressed data is corrupt: {error}") from error
         if decoder.eof:
             self._input = decoder.unused_data.lstrip(b"\0")
             self._decoder = None

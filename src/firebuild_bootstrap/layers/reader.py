@@ -414,7 +414,7 @@ class LayerReader:
             numbers += [_integer(line) for line in lines]
             _check_count(numbers[0] if numbers else 0)
             if len(rest.rstrip(b"\0")) > 20 and (not numbers or len(numbers) <= 2 * numbers[0]):
-                raise DamagedArchive("the map of a sparse file makes no sense")
+                raise DamagedArchive("the map of a sparse file is invalid")
         return numbers[1 : 1 + 2 * numbers[0]], used
 
 
@@ -572,7 +572,7 @@ def _check_count(regions: int) -> None:
 def _regions(name: str, numbers: list[int], size: int, stored: int) -> Regions:
     _check_count(len(numbers) // 2)
     if len(numbers) % 2:
-        raise DamagedArchive(f"the regions of {name!r:.200} make no sense")
+        raise DamagedArchive(f"the regions of {name!r:.200} are invalid")
     end = data = 0
     found = []
     for start, length in zip(numbers[::2], numbers[1::2], strict=True):

@@ -217,7 +217,7 @@ class Handlers:
 
     def _step_event(self, number: int, event: pb.StepEvent) -> None:
         if not number:
-            raise InputError("the guest reports the begin or end of a step without its number")
+            raise InputError("the guest reports the start or end of a step without its number")
         if event.kind == pb.StepEvent.STARTED:
             self._steps.started(number)
         elif event.kind == pb.StepEvent.FINISHED:

@@ -417,7 +417,7 @@ class _Members:
         value = str(self.get(name, str))
         # JSON can write both; neither can be in a path, nor in a name of a user.
         if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise wire.WireError(f"{name} of a command: {value!r:.80} contains a NUL or a broken character")
+            raise wire.WireError(f"{name} of a command: {value!r:.80} contains a NUL or invalid Unicode")
         return value
 
     def strings(self, name: str) -> tuple[str, ...]:

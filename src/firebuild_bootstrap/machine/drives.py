@@ -347,7 +347,7 @@ class VirtualMachine(Machine):
         """Fail: its guest has to send the layer of every step, whatever it said of their success."""
         raise MachineError(
             "the guest reported success, but did not send the layer of every step",
-            hint="its vminit has to be of this version of firebuild: have the initramfs built again",
+            hint="its vminit has to be of the same version as firebuild: have the initramfs built again",
         )
 
     def keep(self, into: Path) -> tuple[str, ...]:

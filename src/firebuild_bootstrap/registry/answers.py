@@ -15,7 +15,9 @@ from firebuild_pki.display import one_line
 SLOW: Final = "try again; where it is always that slow, raise registries.timeout"
 """The hint where a registry takes too long."""
 
-BEHIND_PROXY: Final = "behind a proxy that ends TLS a registry has to be told its address with https"
+BEHIND_PROXY: Final = (
+    "behind a proxy that terminates TLS, the registry's own URL has to be configured with https"
+)
 """The hint where a registry with https leads to an address without: most know no better."""
 
 # A challenge's scheme, or one of its parameters (RFC 9110, section 11.2).
@@ -106,7 +108,11 @@ def origin_of(url: str) -> tuple[str, str | None, int | None]:
 def shown_url(url: str) -> str:
     """Return a URL of others without what may be secret in it."""
     parts = split_url(url)
-    return one_line(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}", 200) if parts.scheme else "nowhere"
+    return (
+        one_line(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}", 200)
+        if parts.scheme
+        else "an invalid URL"
+    )
 
 
 def is_downgrade(url: str, target: str) -> bool:

@@ -138,7 +138,7 @@ class Repository:
             actual = digest_of(found.data, reference.partition(":")[0])
             if actual != reference:
                 raise RegistryError(
-                    f"{self.registry.host}: {what} is another one: its digest is {actual}",
+                    f"{self.registry.host}: expected {what}, received one with the digest {actual}",
                     hint=NOT_AS_ANNOUNCED,
                 )
         return found
@@ -227,7 +227,7 @@ class Repository:
             if clock() > end:
                 if sink.offset - before < _LEAST:
                     raise RegistryError(
-                        f"{self.registry.host}: {what} comes too slowly", hint=SLOW, passing=True
+                        f"{self.registry.host}: {what} arrives too slowly", hint=SLOW, passing=True
                     )
                 end, before = clock() + self.registry.seconds, sink.offset
 

@@ -223,7 +223,9 @@ class Registry:
                 if len(body) > most:
                     raise RegistryError(f"{self.host}: {what} has more than {counted(most, 'byte')}")
                 if self._around.clock() > end:
-                    raise RegistryError(f"{self.host}: {what} did not come in time", hint=SLOW, passing=True)
+                    raise RegistryError(
+                        f"{self.host}: {what} did not arrive in time", hint=SLOW, passing=True
+                    )
         except (HTTPError, OSError) as error:
             raise self.failed(error, what) from None
         return bytes(body)
@@ -245,7 +247,11 @@ class Registry:
         if not renewed:
             raise self._unknown_user(401, body, call.what, self._credentials(repository))
         if call.body is not None and not isinstance(call.body, bytes):  # some of it has been read
-            raise RegistryError(f"{self.host}: {call.what}: it wants a new login", status=401, passing=True)
+            raise RegistryError(
+                f"{self.host}: {call.what}: it asked for a new login in the middle of an upload",
+                status=401,
+                passing=True,
+            )
         response, url = self._followed(call, renewed)
         if response.status == HTTPStatus.UNAUTHORIZED and self.is_ours(url):
             body = self._drained(response)
@@ -263,7 +269,7 @@ class Registry:
             self._drained(response)
             if not location:
                 raise RegistryError(
-                    f"{self.host}: {call.what}: it redirects to nowhere",
+                    f"{self.host}: {call.what}: it redirects without saying where to",
                     hint=_STRANGER,
                 )
             target = joined(url, location)

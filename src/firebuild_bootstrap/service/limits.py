@@ -155,6 +155,6 @@ class Watch:
 
     def _disconnected_(self) -> FirebuildError:
         return GuestLost(
-            f"the guest closed its connection{self._where()} before it reported an end",
+            f"the guest closed its connection{self._where()} before it reported a result",
             hint="look at the machine's console",
         )

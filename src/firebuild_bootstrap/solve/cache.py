@@ -225,7 +225,7 @@ class Cache:
                 # A prune that is killed may leave the record of a layer that it has removed.
                 if ID.fullmatch(each) and self._held(self._record(each)) is None:
                     raise MachineError(
-                        f"{self._record_files / each}: somebody removed it while it was used",
+                        f"{self._record_files / each}: another process removed it while it was in use",
                         hint="let only firebuild remove what is in the store",
                     )
             return self._add(entry, directory, base, replace=replace)
@@ -255,7 +255,7 @@ class Cache:
             altered=entry.altered,
         )
         if (done.key, done.parent) != (entry.key, entry.parent):
-            raise InputError(f"the layer {entry.id} is another one here")
+            raise InputError(f"the store has another layer with the id {entry.id}")
         return done
 
     def entry(self, identity: str) -> Entry | None:

@@ -52,7 +52,9 @@ class AuditLogSettings(Settings):
         found = own_directory(platformdirs.user_state_dir)
         if found is None:
             hint = "set ca.audit-log.path"
-            raise CAError("the audit log has no place: this user has no home directory", hint=hint)
+            raise CAError(
+                "there is no directory for the audit log: this user has no home directory", hint=hint
+            )
         return found / "ca-audit.jsonl"
 
 

@@ -103,7 +103,7 @@ class Ext4Image:
         if not self._inodes_per_group or not all(
             least <= size <= most and size.bit_count() == 1 for size, least, most in sizes
         ):
-            raise self._broken("its superblock makes no sense")
+            raise self._broken("its superblock is invalid")
 
     def close(self) -> None:
         """Let go of the file."""

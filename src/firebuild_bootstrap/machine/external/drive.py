@@ -178,7 +178,7 @@ class ExternalDrive:
         state = Superblock.read(self._path)
         if self._before is None or state.same_mount(self._before):
             raise MachineError(
-                f"the build succeeded on a drive that is not {self._path}: nobody has mounted that",
+                f"the build succeeded, but not on {self._path}: the guest never mounted it",
                 hint="give the machine this file as the drive that the guest works on",
             )
         if not self.wait(end_timeout):

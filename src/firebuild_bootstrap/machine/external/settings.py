@@ -124,7 +124,9 @@ class ExternalSettings(Settings):
     def _can_be_dialled(self) -> Self:
         host, _ = split_host_port(self.bind)
         if self.advertise is None and ip_address(host).is_unspecified:
-            raise ValueError(f"nobody can dial {host}: set advertise to what the guest dials")
+            raise ValueError(
+                f"a guest can't connect to {host}: set advertise to the address that it connects to"
+            )
         return self
 
     @property
