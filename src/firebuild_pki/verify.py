@@ -57,7 +57,7 @@ from firebuild_pki.rfc5280 import (
 from firebuild_pki.wrapping import one_text
 from firebuild_pki.x509 import usages_of
 
-_MAX_WAYS: Final = 100
+_MAX_PATHS: Final = 100
 
 TOLERANCE = timedelta(minutes=1)
 """Difference between asked and granted lifetime that rounding and slow backends explain."""
@@ -98,14 +98,14 @@ class Trust:
         intermediates: CAs between the anchors and the leaves.
         warnings: what was left out.
         links: what is known about these CAs.
-        ways: those from the issuers that were returned with a leaf up to the anchors; see `Way`.
+        paths: those from the issuers that were returned with a leaf up to the anchors.
     """
 
     anchors: tuple[x509.Certificate, ...]
     intermediates: tuple[x509.Certificate, ...]
     warnings: tuple[str, ...] = ()
     links: Links = field(default_factory=Links, compare=False, repr=False)
-    ways: dict[tuple[x509.Certificate, ...], tuple[Way, ...]] = field(
+    paths: dict[tuple[x509.Certificate, ...], tuple[CertificationPath, ...]] = field(
         default_factory=dict, compare=False, repr=False
     )
 
@@ -115,7 +115,7 @@ class Verified:
     """A chain that passed every must.
 
     Args:
-        chain: the leaf, and the way to its anchor.
+        chain: the leaf, and the path to its anchor.
         warnings: shown in every build.
         remarks: harmless, shown by `ca check` only.
     """
@@ -162,8 +162,8 @@ def verify_certificate(
 ) -> Verified:
     """Check what a provider returned against what was asked.
 
-    Leaf and chain are taken as one set: the leaf is the certificate with the wanted key. Of several ways from
-    it to an anchor, the first one is taken that holds.
+    Leaf and chain are taken as one set: the leaf is the certificate with the wanted key. Of several paths
+    from it to an anchor, the first one is taken that holds.
 
     Raises:
         MaterialError: a must failed; the message says what was expected and what was found.
@@ -186,9 +186,9 @@ def _path_that_holds(
 ) -> tuple[Chain, list[str]]:
     # Nearly every chain holds as it was returned. The search verifies each signature that validation verifies
     # again; it is for those that do not, and to say why.
-    for way in _ways_returned(tuple(found), trust):
-        if way.holds(leaf, expected):
-            return way.below(leaf), []
+    for path in _paths_returned(tuple(found), trust):
+        if path.holds(leaf, expected):
+            return path.below(leaf), []
     refused: list[tuple[datetime, MaterialError]] = []
     for chain in trust.links.paths(leaf, [*found, *trust.intermediates], trust.anchors):
         try:
@@ -200,30 +200,32 @@ def _path_that_holds(
     raise max(refused, key=lambda one: one[0])[1]
 
 
-def _ways_returned(issuers: tuple[x509.Certificate, ...], trust: Trust) -> tuple[Way, ...]:
-    """Return the ways that the issuers make as they were returned, if their names are in order."""
-    if issuers not in trust.ways:
-        if len(trust.ways) > _MAX_WAYS:
-            trust.ways.clear()
-        trust.ways[issuers] = tuple(_ways_up(issuers, trust.anchors))
-    return trust.ways[issuers]
+def _paths_returned(issuers: tuple[x509.Certificate, ...], trust: Trust) -> tuple[CertificationPath, ...]:
+    """Return the paths that the issuers make as they were returned, if their names are in order."""
+    if issuers not in trust.paths:
+        if len(trust.paths) > _MAX_PATHS:
+            trust.paths.clear()
+        trust.paths[issuers] = tuple(_paths_up(issuers, trust.anchors))
+    return trust.paths[issuers]
 
 
-def _ways_up(issuers: tuple[x509.Certificate, ...], anchors: Sequence[x509.Certificate]) -> Iterator[Way]:
+def _paths_up(
+    issuers: tuple[x509.Certificate, ...], anchors: Sequence[x509.Certificate]
+) -> Iterator[CertificationPath]:
     names = [one.subject for one in anchors]
     if any(below.issuer != above.subject for below, above in pairwise(issuers)):
         return
     if any(
         one.issuer == one.subject or one.subject in names for one in issuers
-    ):  # there may be a shorter way
+    ):  # there may be a shorter path
         return
     for anchor, name in zip(anchors, names, strict=True):
         if not issuers or issuers[-1].issuer == name:
-            yield Way(issuers, anchor)
+            yield CertificationPath(issuers, anchor)
 
 
-class Way:
-    """The CAs from a leaf's issuer up to an anchor, and what need not be asked of them for each leaf again.
+class CertificationPath:
+    """The CAs from an issuer up to an anchor (RFC 5280, section 6), and what of it is proven already.
 
     Once path validation has passed them above a leaf they are proven: what is above another leaf is the same,
     but for the time, and for the names and the usage that they allow.

@@ -23,7 +23,7 @@ class Unanswered(Exception):
     """A call did not end in time, or an earlier one has not ended yet, or the thread has ended."""
 
 
-class _Bell:
+class _Wakeup:
     """Wakes one thread; an eventfd, as its writer gives the interpreter's lock away while it writes.
 
     Who releases a lock, or fills a queue, keeps it: the other thread is woken to find the interpreter busy,
@@ -37,11 +37,11 @@ class _Bell:
         self._poll = select.poll()
         self._poll.register(self._eventfd, select.POLLIN)
 
-    def ring(self) -> None:
+    def set(self) -> None:
         os.write(self._eventfd, _ONE)
 
     def wait(self, seconds: float | None = None) -> None:
-        """Wait for a ring, also one from before; by one thread."""
+        """Wait for `set`, also one from before; by one thread."""
         if seconds is None or self._poll.poll(1000 * seconds):
             os.read(self._eventfd, 8)
 
@@ -92,7 +92,7 @@ class Worker:
         self._limit = limit.total_seconds()
         self._check = check
         self._jobs: deque[_Job[Any] | None] = deque()
-        self._wanted, self._ended = _Bell(), _Bell()
+        self._wanted, self._ended = _Wakeup(), _Wakeup()
         self._late: tuple[str, _Job[Any]] | None = None
         self._finished = False
         self._thread = threading.Thread(
@@ -149,7 +149,7 @@ class Worker:
 
     def _submit(self, job: _Job[Any] | None) -> None:
         self._jobs.append(job)
-        self._wanted.ring()
+        self._wanted.set()
         if self._thread.ident is None:  # the first call, which needs no one to be woken
             self._thread.start()
 
@@ -164,7 +164,7 @@ class Worker:
             self._check()
 
 
-def _work(jobs: deque[_Job[Any] | None], wanted: _Bell, ended: _Bell) -> None:
+def _work(jobs: deque[_Job[Any] | None], wanted: _Wakeup, ended: _Wakeup) -> None:
     while True:
         wanted.wait()
         while jobs:
@@ -173,4 +173,4 @@ def _work(jobs: deque[_Job[Any] | None], wanted: _Bell, ended: _Bell) -> None:
                 return
             job.run()
             del job  # what it holds must not live until the next call
-            ended.ring()
+            ended.set()

@@ -14,7 +14,7 @@ import pytest
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.guest.errors import StepError
 from firebuild_bootstrap.layers import tar
-from firebuild_bootstrap.layers.root import Place, Root
+from firebuild_bootstrap.layers.root import ResolvedPath, Root
 from guest.build import DEFAULT_ACL, workdir_command
 from guest.local import Local
 from guest.server import END, group, member, piece
@@ -144,7 +144,7 @@ def test_missing_parents_are_each_made_from_the_one_above(
     walks = []
     locate = Root.locate
 
-    def counted(root: Root, path: str, **options: Any) -> Place:
+    def counted(root: Root, path: str, **options: Any) -> ResolvedPath:
         walks.append(path)
         return locate(root, path, **options)
 

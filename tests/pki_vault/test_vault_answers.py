@@ -8,7 +8,7 @@ import pytest
 
 from firebuild_pki import Profile, ProviderError, SignRequest
 from firebuild_pki.keys import generate_key
-from firebuild_pki.providers.vault.nodes import Place, hint_for, relevant_warning
+from firebuild_pki.providers.vault.nodes import HintContext, hint_for, relevant_warning
 from firebuild_pki.x509 import make_csr
 from pki.tools import OperatorCA
 from pki_vault.providing import AGAIN, LOGIN, logging_in
@@ -97,9 +97,9 @@ def test_an_engine_that_takes_anything_is_found_out() -> None:
 
 
 def test_other_words_of_the_server_are_passed_on() -> None:
-    place = Place("pki", "builds")
-    assert relevant_warning(" mind\nthe gap ", place) == "the server remarked: mind the gap"
-    assert hint_for("something else", place) is None
+    about = HintContext("pki", "builds")
+    assert relevant_warning(" mind\nthe gap ", about) == "the server remarked: mind the gap"
+    assert hint_for("something else", about) is None
 
 
 def test_secrets_that_a_server_quotes_are_not_repeated() -> None:

@@ -87,14 +87,14 @@ def issue(config_file: Path | None, provider: str | None, as_json: bool, **optio
     for both ends at once to get a pair of one build; with the embedded provider nothing else fits, since its
     CA is gone when this command ends.
     """
-    from firebuild_bootstrap.cli.issuing import Wish, issue_files, print_issued
+    from firebuild_bootstrap.cli.issuing import IssueRequest, issue_files, print_issued
     from firebuild_bootstrap.cli.paths import check_can_be_made
 
-    wish = Wish.parse(**options)
-    check_can_be_made(wish.directory)
+    request = IssueRequest.parse(**options)
+    check_can_be_made(request.directory)
     with interruptible("issuing") as interrupted:
-        settings = settings_from(config_file, {**_override(provider), **wish.overrides})
-        issued = issue_files(wish, settings.ca, interrupted)
+        settings = settings_from(config_file, {**_override(provider), **request.overrides})
+        issued = issue_files(request, settings.ca, interrupted)
     if as_json:
         click.echo(json.dumps(issued.to_json(), indent=2))
     else:
@@ -111,15 +111,15 @@ def show(config_file: Path | None, provider: str | None, as_json: bool) -> None:
     From those of server and guest up to the trust anchors. Issues a pair for a build that does not exist,
     and revokes it where the provider can.
     """
-    from firebuild_bootstrap.cli.ca_display import look, print_certificates
+    from firebuild_bootstrap.cli.ca_display import issue_pair, print_certificates
 
-    with interruptible("the look") as interrupted:
+    with interruptible("showing the certificates") as interrupted:
         settings = settings_from(config_file, _override(provider))
-        seen = look(settings.ca, settings.bootstrap.certificate_lifetime, interrupted)
+        issued = issue_pair(settings.ca, settings.bootstrap.certificate_lifetime, interrupted)
     if as_json:
-        click.echo(json.dumps(seen.to_json(), indent=2))
+        click.echo(json.dumps(issued.to_json(), indent=2))
     else:
-        print_certificates(seen)
+        print_certificates(issued)
 
 
 @ca.command()

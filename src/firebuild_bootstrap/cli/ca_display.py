@@ -54,7 +54,7 @@ _ABOUT_WIDTH = 15
 
 
 @dataclass(frozen=True)
-class Seen:
+class IssuedPair:
     """The certificates of both ends, from the leaves to the anchors."""
 
     provider: str
@@ -76,23 +76,23 @@ class Seen:
         }
 
 
-def tell(text: str) -> None:
+def report_wait(text: str) -> None:
     """Say on standard error what a provider waits for, such as a Vault that gives no answer."""
     click.echo(one_line(text, 1000), err=True)
 
 
-def look(settings: CASettings, ttl: timedelta, check: Callable[[], None]) -> Seen:
+def issue_pair(settings: CASettings, ttl: timedelta, check: Callable[[], None]) -> IssuedPair:
     """Issue a pair for a build that does not exist, and take it back where the provider can.
 
     Raises:
         firebuild_pki.CAError: nothing usable was issued.
     """
     build_id = f"show-{secrets.token_hex(4)}"
-    with open_authority(settings, build_id=build_id, check=check, report=tell) as authority:
+    with open_authority(settings, build_id=build_id, check=check, report=report_wait) as authority:
         materials = [authority.issue_server(ttl=ttl), authority.issue_guest(ttl=ttl)]
         failures = _take_back(authority, materials)
     (server, *above), (guest, *others) = (certificate_facts(one.certificate_chain_pem) for one in materials)
-    return Seen(
+    return IssuedPair(
         provider=settings.provider,
         server=server,
         guest=guest,
@@ -102,13 +102,13 @@ def look(settings: CASettings, ttl: timedelta, check: Callable[[], None]) -> See
     )
 
 
-def print_certificates(seen: Seen) -> None:
+def print_certificates(issued: IssuedPair) -> None:
     """Print a block for each certificate."""
-    for warning in seen.warnings:
+    for warning in issued.warnings:
         click.echo(f"warning: {one_line(warning)}", err=True)
-    blocks = [("server", seen.server), ("guest", seen.guest)]
-    blocks += [("issuer", one) for one in seen.issuers]
-    blocks += [("trust anchor", one) for one in seen.anchors]
+    blocks = [("server", issued.server), ("guest", issued.guest)]
+    blocks += [("issuer", one) for one in issued.issuers]
+    blocks += [("trust anchor", one) for one in issued.anchors]
     for number, (title, facts) in enumerate(blocks):
         click.echo(("\n" if number else "") + styled(title, bold=True))
         for head, text in _lines(facts):

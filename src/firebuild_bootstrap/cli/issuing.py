@@ -14,7 +14,7 @@ from typing import Any
 import click
 from pydantic import TypeAdapter, ValidationError
 
-from firebuild_bootstrap.cli.ca_display import read_named, tell
+from firebuild_bootstrap.cli.ca_display import read_named, report_wait
 from firebuild_bootstrap.cli.screen import beside_head
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.values import dataclass
@@ -125,7 +125,7 @@ def _publish(drafts: Sequence[tuple[Path, Path]], *, replace: bool) -> None:
 
 
 @dataclass(frozen=True)
-class Wish:
+class IssueRequest:
     """What the options ask for.
 
     Args:
@@ -145,7 +145,9 @@ class Wish:
     force: bool
 
     @classmethod
-    def parse(cls, server: str | None, guest: str | None, directory: Path, ttl: str, force: bool) -> Wish:
+    def parse(
+        cls, server: str | None, guest: str | None, directory: Path, ttl: str, force: bool
+    ) -> IssueRequest:
         """Read the options.
 
         Raises:
@@ -208,20 +210,20 @@ class IssuedFiles:
         }
 
 
-def issue_files(wish: Wish, settings: CASettings, check: Callable[[], None]) -> IssuedFiles:
+def issue_files(request: IssueRequest, settings: CASettings, check: Callable[[], None]) -> IssuedFiles:
     """Issue what was asked for and write it; nothing is issued if files are in the way.
 
     Raises:
         InputError: files exist, or cannot be written there.
         firebuild_pki.CAError: nothing usable was issued.
     """
-    if not wish.force:
-        refuse_existing(wish.directory, wish.file_names)
-    with _opened(wish, settings, check) as authority:
-        materials = {end: _issue(authority, end, wish.ttl) for end in wish.ends}
-        write_files(wish.directory, _files(materials), replace=wish.force)
+    if not request.force:
+        refuse_existing(request.directory, request.file_names)
+    with _opened(request, settings, check) as authority:
+        materials = {end: _issue(authority, end, request.ttl) for end in request.ends}
+        write_files(request.directory, _files(materials), replace=request.force)
         issuer = authority.issuer_fingerprint
-    return IssuedFiles(settings.provider, issuer, wish.directory, materials, authority.warnings)
+    return IssuedFiles(settings.provider, issuer, request.directory, materials, authority.warnings)
 
 
 def print_issued(issued: IssuedFiles) -> None:
@@ -285,7 +287,7 @@ def revoke_files(
     except CAError as error:
         raise InputError(error.message, hint=error.hint) from error
     build_id = f"revoke-{secrets.token_hex(4)}"
-    with open_authority(settings, build_id=build_id, check=check, report=tell) as authority:
+    with open_authority(settings, build_id=build_id, check=check, report=report_wait) as authority:
         if Capability.REVOKE not in authority.capabilities:
             until = max(one.not_after for one in facts.values())
             raise UnsupportedOperation(
@@ -319,9 +321,9 @@ def print_revoked(revoked: Sequence[Revoked]) -> None:
             click.echo(f"  hint: {one_line(one.hint, 1000)}", err=True)
 
 
-def _opened(wish: Wish, settings: CASettings, check: Callable[[], None]) -> Authority:
+def _opened(request: IssueRequest, settings: CASettings, check: Callable[[], None]) -> Authority:
     try:
-        return open_authority(settings, build_id=wish.build_id, check=check, report=tell)
+        return open_authority(settings, build_id=request.build_id, check=check, report=report_wait)
     except IdentityError as error:  # of a name that the options gave
         raise InputError(error.message, hint=error.hint) from error
 

@@ -81,7 +81,7 @@ class Caches:
     ) -> tuple[str, int]:
         if mount.sharing != "private":
             place = os.path.join(folder, "0")
-            return place, self._ready(place, mount.sharing == "locked", fill, _Patience(self, waiting).wait)
+            return place, self._ready(place, mount.sharing == "locked", fill, _LockWait(self, waiting).wait)
         for number in range(_MOST_PRIVATE):
             place = os.path.join(folder, str(number))
             with suppress(BlockingIOError):
@@ -127,7 +127,7 @@ class Caches:
         return self._clock()
 
 
-class _Patience:
+class _LockWait:
     """Waits for a lock, and says so once."""
 
     def __init__(self, caches: Caches, say: Callable[[], None]) -> None:

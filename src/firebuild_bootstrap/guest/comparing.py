@@ -15,7 +15,7 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 
 from firebuild_bootstrap.layers.apply import apply
-from firebuild_bootstrap.layers.root import Place, Root
+from firebuild_bootstrap.layers.root import ResolvedPath, Root
 from firebuild_bootstrap.layers.tar import LayerError
 from firebuild_bootstrap.layers.tree import (
     UNMOUNTABLE,
@@ -129,7 +129,7 @@ class Comparing(Layers):
             os.rmdir(f"{self._directory}/trial")
         return self._nodes
 
-    def _whiteout(self, place: Place) -> None:
+    def _whiteout(self, place: ResolvedPath) -> None:
         if self._nodes:
             # What the kernel takes for "removed" in an overlay. Everybody may make it, but not on an overlay.
             os.mknod(place.name, stat.S_IFCHR, 0, dir_fd=place.directory)

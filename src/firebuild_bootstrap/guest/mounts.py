@@ -253,7 +253,7 @@ def _mount_one(root: Root, mount: MountPoint, source: str | None) -> int:
         if kind not in (stat.S_IFSOCK if mount.socket else stat.S_IFDIR, stat.S_IFREG):
             raise BadMount(f"mount {mount.target}: what was sent is neither a file nor a directory")
         try:
-            make_place(root, mount.target, directory=kind == stat.S_IFDIR, may=_outside_of(root))
+            make_mount_point(root, mount.target, directory=kind == stat.S_IFDIR, may=_outside_of(root))
             place = stack.enter_context(root.locate(mount.target))
             point = place.open(os.O_PATH)
         except OSError as error:
@@ -268,7 +268,7 @@ def _mount_one(root: Root, mount: MountPoint, source: str | None) -> int:
         return place.open(os.O_PATH)
 
 
-def make_place(
+def make_mount_point(
     root: Root,
     path: str,
     *,
@@ -340,7 +340,7 @@ def _mount_system(root: Root) -> None:
         ("tmpfs", "/run", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755"),
     ):
         if path in ("/sys", "/run"):  # small images have none; what is made goes with the machine
-            make_place(root, path, directory=True)
+            make_mount_point(root, path, directory=True)
         with _target(root, path, os.O_DIRECTORY) as target:
             kernel.mount(kind, target, kind, flags, data)
 

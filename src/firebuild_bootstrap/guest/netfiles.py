@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
-from firebuild_bootstrap.layers.root import Place, Root, unseen
+from firebuild_bootstrap.layers.root import ResolvedPath, Root, unseen
 
 from .overlay import Known, describe
 
@@ -34,7 +34,7 @@ def network_files(root: Root) -> Iterator[None]:
     with ExitStack() as stack:
         # In a machine whose root is the image they are there already.
         for path, content in ({} if root.path == "/" else _outer_files()).items():
-            stack.enter_context(_lent(root, path, content))
+            stack.enter_context(_replaced(root, path, content))
         yield
 
 
@@ -47,25 +47,25 @@ def _outer_files() -> Mapping[str, bytes]:
 
 
 @contextmanager
-def _lent(root: Root, path: str, content: bytes) -> Iterator[None]:
+def _replaced(root: Root, path: str, content: bytes) -> Iterator[None]:
     with root.locate(path, follow=False) as place:
         own = describe(place)
         if place.status() is not None and (own is None or stat.S_ISDIR(own.mode)):
             yield  # a directory, a device, a huge file: such an image keeps what it has
             return
         with unseen(place):
-            loan = _Loan.begin(place, content, own)
+            replacement = _Replacement.begin(place, content, own)
         try:
             yield
         finally:
             with unseen(place):
-                written = loan.end(place)
-            loan.close()
+                written = replacement.end(place)
+            replacement.close()
         if written is not None:
             _keep(root, path, *written)
 
 
-class _Loan(NamedTuple):
+class _Replacement(NamedTuple):
     """A file in the place of another one.
 
     Args:
@@ -81,7 +81,7 @@ class _Loan(NamedTuple):
     linked: int
 
     @classmethod
-    def begin(cls, place: Place, content: bytes, own: Known | None) -> _Loan:
+    def begin(cls, place: ResolvedPath, content: bytes, own: Known | None) -> _Replacement:
         linked = -1
         if own is not None:
             found = place.status()
@@ -101,7 +101,7 @@ class _Loan(NamedTuple):
             if descriptor >= 0:
                 os.close(descriptor)
 
-    def end(self, place: Place) -> tuple[bytes, bool] | None:
+    def end(self, place: ResolvedPath) -> tuple[bytes, bool] | None:
         """Put the image's own file back unless the RUN has put something else into its place.
 
         Returns:
@@ -120,7 +120,7 @@ class _Loan(NamedTuple):
                 _restore(place, self.own)
         return written
 
-    def _link_back(self, place: Place) -> bool:
+    def _link_back(self, place: ResolvedPath) -> bool:
         """Give the image's file its name back; False where it has no other one, and is gone therefore."""
         if self.linked < 0:
             return False
@@ -140,7 +140,7 @@ class _Loan(NamedTuple):
         return (content[len(self.content) :] if behind else content), behind
 
 
-def _restore(place: Place, own: Known) -> None:
+def _restore(place: ResolvedPath, own: Known) -> None:
     """Make a file or symbolic link as it was: what tells no change from it is not part of a layer."""
     name, directory = place.name, place.directory
     if stat.S_ISLNK(own.mode):
@@ -168,7 +168,7 @@ def _keep(root: Root, path: str, data: bytes, behind: bool) -> None:
             _write(place, data, behind)
 
 
-def _write(place: Place, data: bytes, behind: bool) -> None:
+def _write(place: ResolvedPath, data: bytes, behind: bool) -> None:
     found = place.status()
     if found is not None and not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", place.path)

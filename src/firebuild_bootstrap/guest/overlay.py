@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from firebuild_bootstrap.layers.apply import UnpackReport, apply
-from firebuild_bootstrap.layers.root import Place, Root, remove_directory
+from firebuild_bootstrap.layers.root import ResolvedPath, Root, remove_directory
 from firebuild_bootstrap.layers.tar import LayerError, Sink, write_layer
 from firebuild_bootstrap.layers.tree import (
     MAX_LAYERS,
@@ -324,7 +324,7 @@ def _forget(upper: Root, path: str, before: dict[str, Known]) -> None:
         path = os.path.dirname(path)
 
 
-def describe(place: Place) -> Known | None:
+def describe(place: ResolvedPath) -> Known | None:
     """Describe what is there; None for what can't be compared, which is a change therefore."""
     found = place.status()
     if found is None:
@@ -346,7 +346,7 @@ def describe(place: Place) -> Known | None:
         os.close(descriptor)
 
 
-def _remove_quietly(place: Place) -> None:
+def _remove_quietly(place: ResolvedPath) -> None:
     """Remove a name without a trace in its directory's times, which belong to the image."""
     times = os.stat(".", dir_fd=place.directory)
     found = place.status()

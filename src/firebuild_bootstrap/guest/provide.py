@@ -25,7 +25,7 @@ from .caches import Caches
 from .copy import Copier, Incoming
 from .errors import ProtocolError, StepError
 from .kernel import wipe
-from .mounts import BadMount, MountPoint, make_place
+from .mounts import BadMount, MountPoint, make_mount_point
 from .stop import Stop
 from .users import Users, check_mapped
 
@@ -325,7 +325,7 @@ def mount_points(
     created: list[str] = []
     try:
         for path in ("/proc", "/dev", "/etc"):
-            make_place(root, path, directory=True, created=created)
+            make_mount_point(root, path, directory=True, created=created)
             if not root.is_directory(path):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
         for mount in mounts:
@@ -334,7 +334,7 @@ def mount_points(
             if not mount.target.startswith("/dev/"):
                 borrow(os.path.dirname(mount.target))
                 with suppress(OSError):
-                    make_place(root, mount.target, directory=_is_directory(mount), created=created)
+                    make_mount_point(root, mount.target, directory=_is_directory(mount), created=created)
         yield
     except BadMount as error:
         raise StepError(str(error)) from error

@@ -47,7 +47,7 @@ class Metadata(NamedTuple):
     xattrs: Mapping[str, bytes] = _NO_XATTRS
 
 
-class Place:
+class ResolvedPath:
     """A name in a directory inside the root; owns the directory's descriptor.
 
     `directory` is its descriptor, `name` the last component ("." for the root itself), `path` the
@@ -59,7 +59,7 @@ class Place:
         self.name = name
         self.path = path
 
-    def __enter__(self) -> Place:
+    def __enter__(self) -> ResolvedPath:
         return self
 
     def __exit__(
@@ -103,7 +103,7 @@ class Walk:
         self.owner = owner
         self.created = created
 
-    def run(self, follow: bool) -> Place:
+    def run(self, follow: bool) -> ResolvedPath:
         """Walk to the end; see `Root.locate`."""
         while self.rest:
             name = self.rest.popleft()
@@ -126,18 +126,18 @@ class Walk:
             if (place := self._step(name, descriptor, last)) is not None:
                 return place
         if len(self.stack) == 1:
-            return Place(os.dup(self.stack[0]), ".", "/")
+            return ResolvedPath(os.dup(self.stack[0]), ".", "/")
         name = self.names[-1]
         self._up()
         return self._place(name)
 
-    def _place(self, name: str) -> Place:
-        return Place(os.dup(self.stack[-1]), name, self._path(name))
+    def _place(self, name: str) -> ResolvedPath:
+        return ResolvedPath(os.dup(self.stack[-1]), name, self._path(name))
 
     def _path(self, name: str) -> str:
         return "/" + "/".join([*self.names, name])
 
-    def _step(self, name: str, descriptor: int, last: bool) -> Place | None:
+    def _step(self, name: str, descriptor: int, last: bool) -> ResolvedPath | None:
         kept = False
         try:
             mode = os.fstat(descriptor).st_mode
@@ -204,7 +204,7 @@ def _components(path: str) -> list[str]:
 
 
 @contextmanager
-def unseen(place: Place) -> Iterator[None]:
+def unseen(place: ResolvedPath) -> Iterator[None]:
     """Keep what is done to the entries of a place's directory out of its modification time.
 
     Raises:
@@ -324,7 +324,7 @@ class Root:
         parents: Owner | None = None,
         created: list[str] | None = None,
         passed: list[str] | None = None,
-    ) -> Place:
+    ) -> ResolvedPath:
         """Find the directory and name that `path` leads to; what is there need not exist.
 
         Args:
@@ -408,7 +408,7 @@ class Root:
 
     @staticmethod
     def _apply(
-        place: Place, metadata: Metadata, setter: Callable[[int, Metadata], None] = set_metadata
+        place: ResolvedPath, metadata: Metadata, setter: Callable[[int, Metadata], None] = set_metadata
     ) -> None:
         descriptor = place.open(os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -515,7 +515,7 @@ class Root:
                 raise
 
     @contextmanager
-    def _replacing(self, path: str, follow: bool, replace: bool) -> Iterator[tuple[Place, str]]:
+    def _replacing(self, path: str, follow: bool, replace: bool) -> Iterator[tuple[ResolvedPath, str]]:
         """Yield a free name beside `path`; what is created there is renamed to `path` at the end."""
         with self._target(path, follow) as place:
             found = place.status()
@@ -534,7 +534,7 @@ class Root:
                 with suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=place.directory)
 
-    def _target(self, path: str, follow: bool) -> Place:
+    def _target(self, path: str, follow: bool) -> ResolvedPath:
         if follow:
             # As BuildKit does: a link that leads to nothing, too, if there is a directory to make that in.
             with suppress(FileNotFoundError):

@@ -173,20 +173,20 @@ class Proxy:
     async def _serve(self, sock: socket.socket, peer: str) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         tls = TlsStream(sock, self._outer, Inspection(self._guest_pin), server_side=True)
-        way = _Way.NONE
+        route = _Route.NONE
         try:
             async with asyncio.timeout(self._limits.handshake_timeout):
-                way, problem = await self._admit(sock, tls)
+                route, problem = await self._admit(sock, tls)
         except TimeoutError:
             problem = (
                 f"its TLS handshake took longer than {counted(self._limits.handshake_timeout, 'second')}"
             )
-        if way in (_Way.RELAYED, _Way.PASSED) and self._guests >= self._limits.max_connections:
+        if route in (_Route.RELAYED, _Route.PASSED) and self._guests >= self._limits.max_connections:
             problem = f"the guest has {counted(self._limits.max_connections, 'connection')} open already"
         if problem:
             self._refusals.refuse(peer, problem, tls.inspection.certificate)
             return
-        if way is _Way.CONTACT:
+        if route is _Route.CONTACT:
             await self._tell_token(tls)
             return
         task = asyncio.current_task()
@@ -194,19 +194,19 @@ class Proxy:
         self._handshaking.pop(task, None)
         self._guests += 1
         try:
-            await self._pass_on(sock, None if way is _Way.PASSED else tls, peer)
+            await self._pass_on(sock, None if route is _Route.PASSED else tls, peer)
         except OSError as error:
             logger.warning("cannot pass %s on to the gRPC server: %s", peer, error)
         finally:
             self._guests -= 1
 
-    async def _admit(self, sock: socket.socket, tls: TlsStream) -> tuple[_Way, str]:
+    async def _admit(self, sock: socket.socket, tls: TlsStream) -> tuple[_Route, str]:
         """Find out what a new connection is, and why it must not go on."""
         try:
             first = await self._loop.sock_recv(sock, _FIRST_BYTES)
             if first[:1] == b"C":  # no TLS record begins so
                 problem = await self._connect_problem(sock, first)
-                return (_Way.NONE if problem else _Way.PASSED), problem
+                return (_Route.NONE if problem else _Route.PASSED), problem
         except OSError:
             first = b""
         tls.received(first)
@@ -216,8 +216,8 @@ class Proxy:
         if not problem and tls.protocol not in (ALPN, CONTACT):
             problem = "it does not offer HTTP/2 (ALPN h2)"
         if problem:
-            return _Way.NONE, problem
-        return (_Way.CONTACT if tls.protocol == CONTACT else _Way.RELAYED), ""
+            return _Route.NONE, problem
+        return (_Route.CONTACT if tls.protocol == CONTACT else _Route.RELAYED), ""
 
     async def _connect_problem(self, sock: socket.socket, head: bytes) -> str:
         """Read the request of CONNECT (RFC 9110, section 9.3.6), which gRPC's clients send to a proxy."""
@@ -290,7 +290,7 @@ def _beyond_old_guests(server: TLSMaterial) -> str:
     return f"{', '.join(new)} signatures are unknown to guests in Go and to gRPC before 1.85" if new else ""
 
 
-class _Way(Enum):
+class _Route(Enum):
     """What becomes of a connection that may go on."""
 
     NONE = auto()

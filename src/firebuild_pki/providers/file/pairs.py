@@ -1,4 +1,4 @@
-"""The second way: finished certificates for both ends; nothing is signed."""
+"""The mode with finished certificates for both ends; nothing is signed."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ from firebuild_pki.providers.file.certificates import (
     open_stored_key,
 )
 from firebuild_pki.providers.file.pairs import ReadyPairs, load_ready_pairs
-from firebuild_pki.providers.file.settings import FileSettings, Way, notes_about, way_of
+from firebuild_pki.providers.file.settings import FileSettings, Mode, mode_of, notes_about
 from firebuild_pki.rfc5280 import authority_problem, name_problem, policy_problem, restricts_subjects
 from firebuild_pki.verify import Expectation, Trust, verify_certificate
 from firebuild_pki.x509 import USAGE, Issuer, Validity, make_leaf, to_pem
@@ -143,23 +143,23 @@ class FileProvider(CAProvider):
     def __init__(self, settings: FileSettings, context: ProviderContext) -> None:
         self._settings = settings
         self._context = context
-        self._way = way_of(settings)
+        self._mode = mode_of(settings)
         self._ca: SigningCA | None = None
         self._pairs: ReadyPairs | None = None
 
     def capabilities(self) -> frozenset[Capability]:
         """SIGN with a CA's key, READY_PAIRS with finished certificates."""
-        if self._way is Way.PAIRS:
+        if self._mode is Mode.PAIRS:
             return frozenset({Capability.READY_PAIRS})
         return frozenset({Capability.SIGN, Capability.URI_NAMES, Capability.PEER})
 
     def validate(self) -> Sequence[Note]:
-        """Name what is missing, or of both ways."""
+        """Name what is missing, or of both modes."""
         return (*notes_about(self._settings), *self._stored_key_notes())
 
     def open(self) -> None:
         """Read all files and check that they belong together."""
-        if self._way is Way.PAIRS:
+        if self._mode is Mode.PAIRS:
             self._pairs = load_ready_pairs(self._settings, self._context)
         else:
             self._ca = load_signing_ca(self._settings, self._context)
@@ -180,7 +180,7 @@ class FileProvider(CAProvider):
 
     def sign(self, request: SignRequest) -> SignedCertificate:
         """Sign the key of the request; the names are those of the request, not of the CSR."""
-        if self._way is Way.PAIRS:
+        if self._mode is Mode.PAIRS:
             raise UnsupportedOperation("finished certificates sign nothing")
         ca, now = self._signing(), self._context.clock()
         lifetime = min(request.ttl, self._settings.leaf_lifetime)
@@ -190,7 +190,7 @@ class FileProvider(CAProvider):
 
     def ready_pair(self, profile: Profile) -> ReadyPair:
         """Return the pair of one end."""
-        if self._way is Way.SIGN:
+        if self._mode is Mode.SIGN:
             return super().ready_pair(profile)
         if self._pairs is None:
             raise _not_open()

@@ -1,4 +1,4 @@
-"""Settings of ``ca.file``, and which of the two ways they mean."""
+"""Settings of ``ca.file``, and which of the two modes they mean."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class FileSettings(Settings):
     """Passphrase of the guest's key, if it is encrypted."""
 
 
-class Way(StrEnum):
+class Mode(StrEnum):
     """What the files are for."""
 
     SIGN = "ca_key"
@@ -73,12 +73,12 @@ class Way(StrEnum):
 
 
 _NEEDED = {
-    Way.SIGN: ("ca_cert", "ca_key"),
-    Way.PAIRS: ("ca_cert", "server_cert", "server_key", "client_cert", "client_key"),
+    Mode.SIGN: ("ca_cert", "ca_key"),
+    Mode.PAIRS: ("ca_cert", "server_cert", "server_key", "client_cert", "client_key"),
 }
 _ONLY = {
-    Way.SIGN: ("ca_key", "ca_key_passphrase"),
-    Way.PAIRS: (
+    Mode.SIGN: ("ca_key", "ca_key_passphrase"),
+    Mode.PAIRS: (
         "server_cert",
         "server_key",
         "server_key_passphrase",
@@ -94,15 +94,15 @@ _BOTH_WAYS = (
 )
 
 
-def way_of(settings: FileSettings) -> Way:
+def mode_of(settings: FileSettings) -> Mode:
     """Tell what the settings mean; a single setting of the pairs is enough for that."""
-    return Way.PAIRS if _given(settings, _ONLY[Way.PAIRS]) else Way.SIGN
+    return Mode.PAIRS if _given(settings, _ONLY[Mode.PAIRS]) else Mode.SIGN
 
 
 def notes_about(settings: FileSettings) -> Iterator[Note]:
     """Name what is missing, mixed up or without effect; no I/O."""
-    way = way_of(settings)
-    signing, pairs = _given(settings, _ONLY[Way.SIGN]), _given(settings, _ONLY[Way.PAIRS])
+    mode = mode_of(settings)
+    signing, pairs = _given(settings, _ONLY[Mode.SIGN]), _given(settings, _ONLY[Mode.PAIRS])
     if signing and pairs:
         yield _fatal(
             signing[0],
@@ -110,12 +110,12 @@ def notes_about(settings: FileSettings) -> Iterator[Note]:
             f"remove {_words(signing)}, or {_words(pairs)}",
         )
         return
-    missing = [name for name in _NEEDED[way] if getattr(settings, name) is None]
+    missing = [name for name in _NEEDED[mode] if getattr(settings, name) is None]
     for name in missing:
-        beside = [other for other in (*_NEEDED[way], *_ONLY[way]) if getattr(settings, other) is not None]
+        beside = [other for other in (*_NEEDED[mode], *_ONLY[mode]) if getattr(settings, other) is not None]
         why = f"missing beside {_words(list(dict.fromkeys(beside)))}" if beside else "missing"
         yield _fatal(name, why, _BOTH_WAYS)
-    if way is Way.PAIRS:
+    if mode is Mode.PAIRS:
         yield from _without_effect(settings)
 
 

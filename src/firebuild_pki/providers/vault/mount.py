@@ -16,7 +16,7 @@ from firebuild_pki.http import audit_headers
 from firebuild_pki.leaf_checks import BOTH
 from firebuild_pki.pem_files import CERTIFICATE_LABELS, Source, blocks_in, read
 from firebuild_pki.provider import Profile, SignedCertificate, SignRequest, TrustBundle
-from firebuild_pki.providers.vault.nodes import Budget, Place, hint_for, relevant_warning
+from firebuild_pki.providers.vault.nodes import Budget, HintContext, hint_for, relevant_warning
 from firebuild_pki.providers.vault.session import Session
 from firebuild_pki.providers.vault.settings import VaultSettings
 from firebuild_pki.providers.vault.transport import Answer
@@ -134,14 +134,14 @@ def sign_body(request: SignRequest) -> Mapping[str, object]:
 
 
 def signed_certificate(
-    answer: Answer, profile: Profile, place: Place, ordered: dict[bytes, bytes]
+    answer: Answer, profile: Profile, about: HintContext, ordered: dict[bytes, bytes]
 ) -> SignedCertificate:
     """Read the answer.
 
     Args:
         answer: of ``sign/<role>``.
         profile: what the certificate is for.
-        place: for hints.
+        about: for hints.
         ordered: chains that came with other certificates, and their order; what is new is added. The order is
             found by verifying signatures, and a mount sends the same chain each time.
 
@@ -152,20 +152,20 @@ def signed_certificate(
     leaf_pem = pem_of(answer.data, "certificate")
     if not leaf_pem:
         raise ProviderError(
-            f"the mount {place.mount} answered, but without a certificate",
+            f"the mount {about.mount} answered, but without a certificate",
             hint="set mount to the path of a PKI secrets engine: bao secrets list",
         )
-    _must_have_usage(leaf_pem, profile, place)
+    _must_have_usage(leaf_pem, profile, about)
     above = pem_of(answer.data, "issuing_ca", "ca_chain")
     if above not in ordered or leaf_pem.count(b"-----BEGIN") > 1:  # what comes with the leaf counts, too
         if len(ordered) >= _CHAINS:
             ordered.clear()
         ordered[above] = order_chain(leaf_pem, above)
-    remarks = [relevant_warning(str(text), place) for text in answer.content.get("warnings") or ()]
+    remarks = [relevant_warning(str(text), about) for text in answer.content.get("warnings") or ()]
     return SignedCertificate(leaf_pem + b"\n", ordered[above], tuple(text for text in remarks if text))
 
 
-def _must_have_usage(leaf_pem: bytes, profile: Profile, place: Place) -> None:
+def _must_have_usage(leaf_pem: bytes, profile: Profile, about: HintContext) -> None:
     leaf = parse_certificates(leaf_pem, "certificate")[0]
     found = set(extension_of(leaf, x509.ExtendedKeyUsage) or ())
     wanted = usages_of(profile)
@@ -177,8 +177,8 @@ def _must_have_usage(leaf_pem: bytes, profile: Profile, place: Place) -> None:
     raise MaterialError(
         f"expected the extended key usage {expected} in the {profile} certificate"
         + (", and none but serverAuth and clientAuth" if found - BOTH else "")
-        + f", but the role {place.role} gave: {names}",
-        hint=f"set {flags} and no ext_key_usage on the role {place.role}",
+        + f", but the role {about.role} gave: {names}",
+        hint=f"set {flags} and no ext_key_usage on the role {about.role}",
     )
 
 
@@ -213,16 +213,16 @@ class Mount:
             raise ProviderError(
                 f"no role signs the certificate of a {request.profile}", hint="set role or peer_role"
             )
-        place = Place(self._settings.mount, role)
+        about = HintContext(self._settings.mount, role)
         path = self._settings.sign_path(request.profile)
         budget = self._session.budget()
         headers = audit_headers(request.build_id, request.labels)
         answer = self._session.call("POST", path, budget, sign_body(request), headers)
         if answer.status not in {200, 204}:
             self._roles, self._chains = {}, None  # an operator may be about to put it right
-            raise self._refused(f"signing the {request.profile} certificate", answer, path, place, budget)
+            raise self._refused(f"signing the {request.profile} certificate", answer, path, about, budget)
         known = len(self._ordered)
-        signed = signed_certificate(answer, request.profile, place, self._ordered)
+        signed = signed_certificate(answer, request.profile, about, self._ordered)
         if (
             len(self._ordered) != known
         ):  # another chain than before: whoever asks for the anchors gets new ones
@@ -242,8 +242,8 @@ class Mount:
             shown = {"certificate": certificate_pem.decode("ascii")}
             answer = self._session.call("POST", path, budget, shown)
         if answer.status != 200:
-            place = Place(self._settings.mount, ", ".join(self._settings.roles))
-            raise self._refused("revoking the certificate", answer, path, place, budget)
+            about = HintContext(self._settings.mount, ", ".join(self._settings.roles))
+            raise self._refused("revoking the certificate", answer, path, about, budget)
 
     def trust_bundle(self) -> TrustBundle:
         """Return the anchors of all issuers that sign leaves.
@@ -266,8 +266,8 @@ class Mount:
             if answer.status == 403:  # everybody may read it, where it is
                 raise self._no_mount(answer, budget)
             if answer.status != 200:
-                place = Place(self._settings.mount, role)
-                raise self._refused("reading the CA certificate", answer, path, place, budget)
+                about = HintContext(self._settings.mount, role)
+                raise self._refused("reading the CA certificate", answer, path, about, budget)
             yield issuer_chain(answer.data)
 
     def role(self, name: str, budget: Budget) -> Answer:
@@ -285,9 +285,9 @@ class Mount:
             found.setdefault(str(reference), role)
         return found
 
-    def _refused(self, doing: str, answer: Answer, path: str, place: Place, budget: Budget) -> CAError:
+    def _refused(self, doing: str, answer: Answer, path: str, about: HintContext, budget: Budget) -> CAError:
         said = self._session.words_of(answer)
-        hint = self._about_mount(budget) or hint_for(said, place)
+        hint = self._about_mount(budget) or hint_for(said, about)
         if answer.status == 403:
             why, remedy = self._session.why_denied(path, budget)
             return ProviderError(

@@ -93,7 +93,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class HintContext:
     """What the hints name.
 
     Args:
@@ -110,24 +110,24 @@ def is_lasting(said: str) -> bool:
     return bool(_LASTING.search(said))
 
 
-def hint_for(said: str, place: Place) -> str | None:
+def hint_for(said: str, about: HintContext) -> str | None:
     """Find the hint for a refusal; None for words that are not known."""
     for pattern, hint in _HINTS:
         found = re.search(pattern, said, re.IGNORECASE)
         if found:
-            return hint.format(found[0], *found.groups(), mount=place.mount, role=place.role)
+            return hint.format(found[0], *found.groups(), mount=about.mount, role=about.role)
     return None
 
 
-def relevant_warning(warning: str, place: Place) -> str | None:
+def relevant_warning(warning: str, about: HintContext) -> str | None:
     """Word a warning of the server; None for those that only say that the CSR was used."""
     text = " ".join(warning.split())
     if _IGNORED.search(text):
         return None
     if _CAPPED.search(text):
         return (
-            f"{text} (raise max_ttl of the role {place.role}, or, where it has none, that of the mount: "
-            f"bao secrets tune -max-lease-ttl=… {place.mount})"
+            f"{text} (raise max_ttl of the role {about.role}, or, where it has none, that of the mount: "
+            f"bao secrets tune -max-lease-ttl=… {about.mount})"
         )
     return f"the server remarked: {text}"
 

@@ -16,7 +16,14 @@ from firebuild_pki import MaterialError, Profile, TrustBundle
 from firebuild_pki import verify as verify_module
 from firebuild_pki.keys import generate_key
 from firebuild_pki.provider import utc_now
-from firebuild_pki.verify import Expectation, Trust, Verified, Way, verify_certificate, verify_trust
+from firebuild_pki.verify import (
+    CertificationPath,
+    Expectation,
+    Trust,
+    Verified,
+    verify_certificate,
+    verify_trust,
+)
 from pki.tools import CLIENT_AUTH, SERVER_AUTH, OperatorCA, pem
 
 NOW = utc_now().replace(microsecond=0)
@@ -50,7 +57,7 @@ class Case:
 
 def without_shortcut(case: Case, anchor: OperatorCA, *issuers: OperatorCA) -> Verified | str:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verify_module, "_ways_returned", lambda *_: ())
+        patch.setattr(verify_module, "_paths_returned", lambda *_: ())
         return case.verdict(verify_trust(TrustBundle(anchor.pem), NOW), *issuers)
 
 
@@ -136,7 +143,7 @@ def compared(seed: int) -> tuple[int, int]:
         found = case.verdict(trust, *issuers)
         assert found == without_shortcut(case, anchor, *issuers), f"seed {seed}"
         held += isinstance(found, Verified)
-    return held, sum(bool(way._proven) for way in sum(trust.ways.values(), ()))
+    return held, sum(bool(way._proven) for way in sum(trust.paths.values(), ()))
 
 
 def test_what_is_proven_changes_no_verdict_about_names_uses_and_times() -> None:
@@ -161,13 +168,13 @@ def test_a_constrained_ca_that_is_proven_is_not_validated_again(monkeypatch: pyt
     assert "do not permit the name" in str(bad.verdict(trust, issuing))
 
 
-def test_what_is_known_of_ways_does_not_grow_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify_module, "_MAX_WAYS", 2)
+def test_what_is_known_of_paths_does_not_grow_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify_module, "_MAX_PATHS", 2)
     anchor = OperatorCA("Root", valid=LONG)
     trust = verify_trust(TrustBundle(anchor.pem), NOW)
     for _ in range(5):
         issuing = OperatorCA("Issuing", anchor, valid=LONG)
         case = Case(issuing.leaf(KEY.public_key(), [NAME], valid=LONG), NAME)
         assert isinstance(case.verdict(trust, issuing), Verified)
-    assert len(trust.ways) <= 3
-    assert all(isinstance(one, Way) for ways in trust.ways.values() for one in ways)
+    assert len(trust.paths) <= 3
+    assert all(isinstance(one, CertificationPath) for paths in trust.paths.values() for one in paths)
