@@ -26,6 +26,7 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.content_store import (
     SPACE,
     allow_open_files,
+    lock_file,
     place_of,
     try_lock,
     unusable_store,
@@ -395,7 +396,7 @@ class BlobStore:
         """
         if not self.root.is_dir():
             return 0
-        with _storing(self.root), self._changing(fcntl.LOCK_EX), ExitStack() as cleanup:
+        with _storing(self.root), lock_file(self.root / "lock"), ExitStack() as cleanup:
             freed = self._sweep_blobs(cleanup) + self._sweep_parts(cleanup)
             for name in _names(self.root / _MADE):
                 if self._noted(name) is None:
@@ -446,7 +447,7 @@ class BlobStore:
         target = self.path(digest)
         os.fsync(descriptor)
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._changing(fcntl.LOCK_SH):
+        with lock_file(self.root / "lock", fcntl.LOCK_SH):
             os.rename(part, target)
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             self._held[digest] = os.dup(descriptor)  # which shares the lock
@@ -456,15 +457,6 @@ class BlobStore:
         finally:
             os.close(folder)
         return target
-
-    @contextmanager
-    def _changing(self, how: int) -> Iterator[None]:
-        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, how)
-            yield
-        finally:
-            os.close(descriptor)
 
 
 @dataclass(frozen=True)

@@ -363,6 +363,25 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
+@contextmanager
+def lock_file(path: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Hold the lock of a file for the length of the block; made where it is missing, and never removed.
+
+    Args:
+        path: the file.
+        how: `fcntl.LOCK_EX` or `fcntl.LOCK_SH`; others that hold it are waited for (flock(2)).
+
+    Raises:
+        OSError: it can't be opened.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _lock(directory: Path, how: int) -> int:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -12,17 +12,16 @@ can't tell.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import MALFORMED, MachineError
-from firebuild_bootstrap.image.content_store import SPACE, sync_file_system, write_whole
+from firebuild_bootstrap.image.content_store import SPACE, lock_file, sync_file_system, write_whole
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType, export_tree
 from firebuild_bootstrap.image.trees import Tree, Trees
 from firebuild_bootstrap.sizes import checked_size
@@ -68,7 +67,7 @@ def kept_forms(directory: Path, *, untouched: bool = False) -> tuple[Artifact, .
 
 
 def forget_form(directory: Path, kind: OutputType) -> None:
-    """Have a form written anew when it is asked for the next time."""
+    """Have a form written again when it is asked for the next time."""
     (directory / _note_name(kind)).unlink(missing_ok=True)
 
 
@@ -125,7 +124,7 @@ def write_form(
         trees: writes it.
         epoch: no file of it is younger (SOURCE_DATE_EPOCH).
         any_size: take an ext4 image of whatever size.
-        changed: take one that somebody has written to; it is written anew otherwise.
+        changed: take one that somebody has written to; it is written again otherwise.
 
     Raises:
         InputError: the files need more than the size.
@@ -166,20 +165,15 @@ def _publish(making: Path, directory: Path, artifact: Artifact) -> None:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    try:
-        descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        if error.errno in (errno.EROFS, errno.EACCES):  # what is there already can still be used
-            yield
-            return
-        raise MachineError(
-            f"{directory}: nothing can be written there: {error.strerror}", hint=SPACE
-        ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock_file(directory / _LOCK))
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES):  # what is there already can still be used
+                raise MachineError(
+                    f"{directory}: nothing can be written there: {error.strerror}", hint=SPACE
+                ) from error
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _note_name(kind: OutputType) -> str:

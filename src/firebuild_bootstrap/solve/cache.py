@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import json
 import os
 import re
@@ -36,7 +35,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import MALFORMED, FirebuildError, InputError, MachineError
-from firebuild_bootstrap.image.content_store import place_of, unusable_store
+from firebuild_bootstrap.image.content_store import lock_file, place_of, unusable_store
 from firebuild_bootstrap.image.layertrees import ALTERED, LayerTrees
 from firebuild_bootstrap.image.trees import allocated
 from firebuild_bootstrap.sizes import checked_size
@@ -536,12 +535,8 @@ class Cache:
         with self._errors("written"):
             for folder in (self._keys, self._record_files):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = os.open(self.trees.root / "cache.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with lock_file(self.trees.root / "cache.lock"):
                 yield
-            finally:
-                os.close(lock)
 
     @contextmanager
     def _errors(self, done: str) -> Iterator[None]:

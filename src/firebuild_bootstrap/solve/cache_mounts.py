@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from firebuild_bootstrap.image.content_store import try_lock
 from firebuild_bootstrap.image.trees import allocated
 from firebuild_bootstrap.values import dataclass
 
@@ -76,7 +76,7 @@ def prune_cache_mounts(
             if not free:
                 continue
             away.parent.mkdir(mode=0o700, exist_ok=True)
-            os.rename(mount.path, away)  # a waiter for the lock sees that, and begins anew
+            os.rename(mount.path, away)  # a waiter for the lock sees that, and starts again
             removed.append(mount)
         remove(away)
     return removed
@@ -95,11 +95,6 @@ def _locked(lock: Path) -> Iterator[bool]:
     """Hold a lock for the length of the block; False if it is taken."""
     descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        yield try_lock(descriptor)
     finally:
         os.close(descriptor)
