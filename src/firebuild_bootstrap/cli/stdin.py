@@ -7,11 +7,12 @@ also unpacks bases, in a sandbox that sees nothing but the directory it fills.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -63,7 +64,7 @@ def given(context: str, dockerfile: str | None, home: Home) -> Iterator[Given]:
     Args:
         context: a directory, or `-`.
         dockerfile: a file, `-`, or None for `Dockerfile` in the context; with a context from standard input,
-            a path in it. Where there is no `Dockerfile`, `dockerfile` is meant, as in BuildKit.
+            a path in it.
         home: where an archive is unpacked; nothing of it is left behind.
 
     Raises:
@@ -76,11 +77,8 @@ def given(context: str, dockerfile: str | None, home: Home) -> Iterator[Given]:
             text = b"".join(_pieces(home.check, _DOCKERFILE_LIMIT, "the Dockerfile"))
             yield Given(directory, Path(_STDIN_NAME), _source(text))
         else:
-            path = directory / _DOCKERFILE if dockerfile is None else Path(dockerfile)
-            if path.name == _DOCKERFILE and not os.path.lexists(path):
-                lower = path.with_name(_DOCKERFILE.lower())
-                path = lower if os.path.lexists(lower) else path
-            yield Given(directory, path)
+            path = str(directory / _DOCKERFILE) if dockerfile is None else dockerfile
+            yield Given(directory, Path(next(filter(os.path.lexists, _spellings(path)), path)))
         return
     if dockerfile == _STDIN_NAME:
         raise InputError(
@@ -112,6 +110,12 @@ def given(context: str, dockerfile: str | None, home: Home) -> Iterator[Given]:
                 hint="`tar -c . | firebuild build -` sends a build context",
             )
         yield Given(unpacked, Path(_STDIN_NAME), _source(text), _NONE)
+
+
+def _spellings(path: str) -> tuple[str, ...]:
+    """Return where a Dockerfile may be: BuildKit takes `dockerfile` where there is no `Dockerfile`."""
+    folder, slash, name = path.rpartition("/")
+    return (path, f"{folder}{slash}{name.lower()}") if name == _DOCKERFILE else (path,)
 
 
 def _pieces(check: Callable[[], None], limit: int, what: str) -> Iterator[bytes]:
@@ -147,14 +151,12 @@ def _inside(context: Path, name: str) -> Given:
     """Read the Dockerfile of an archive, whose links must not lead to the files of this host."""
     root = ContextRoot(context)
     try:
-        try:
-            node = root.resolve(name.split("/"), lambda _: True)
-        except FileNotFoundError:
-            *above, last = name.split("/")
-            if last != _DOCKERFILE:
-                raise
-            node = root.resolve([*above, last.lower()], lambda _: True)
-            name = node.path
+        for spelling in _spellings(name):
+            with suppress(FileNotFoundError):
+                node, name = root.resolve(spelling.split("/"), lambda _: True), spelling
+                break
+        else:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         if not stat.S_ISREG(node.status.st_mode):
             raise InputError(
                 "the Dockerfile is not a regular file",
