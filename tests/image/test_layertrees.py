@@ -28,8 +28,7 @@ from firebuild_bootstrap.image.layertrees import (
     making,
 )
 from firebuild_bootstrap.image.trees import Trees
-from firebuild_bootstrap.image.worker.__main__ import answer
-from firebuild_bootstrap.image.worker.overlays import problem
+from firebuild_bootstrap.image.worker.__main__ import answer, overlay_problem
 from firebuild_bootstrap.sandbox import Host, Sandbox, detect
 from firebuild_bootstrap.sandbox.idmap import single
 from layers.trees import MakeTar, member
@@ -335,9 +334,9 @@ def test_an_overlay_that_does_not_work_is_no_secret(tmp_path: Path) -> None:
     said = []
 
     def ask() -> None:
-        said.append(problem(str(tmp_path)))
+        said.append(overlay_problem(str(tmp_path)))
         mount_layers(str(tmp_path), ["lower/0", "lower/1"], str(tmp_path / "merged"), "upper", "work")
-        said.append(problem(str(tmp_path / "merged")))
+        said.append(overlay_problem(str(tmp_path / "merged")))
 
     privately(ask)
     works, refused = said

@@ -7,7 +7,9 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
 
 from firebuild_bootstrap.guest import kernel
 from firebuild_bootstrap.guest.overlay import changes, flatten, mount_layers, own_mark, resemble
@@ -16,9 +18,6 @@ from firebuild_bootstrap.layers.reader import LAYER_LIMITS, NO_LIMITS, DamagedAr
 from firebuild_bootstrap.layers.root import Root
 from firebuild_bootstrap.layers.tar import DIRECTORY, FILE, SYMLINK, Entry, Hashed, LayerError, write_layer
 from firebuild_bootstrap.layers.tree import Files, TreeSource, tree_entries
-
-if TYPE_CHECKING:
-    pass
 
 _WORK: Final = "work"
 _BLOCK: Final = 4096
@@ -193,9 +192,42 @@ def _described(file: str) -> dict[str, Any]:
 
 
 def _overlay(directory: str) -> dict[str, Any]:
-    from firebuild_bootstrap.image.worker.overlays import problem
+    return {"problem": overlay_problem(directory)}
 
-    return {"problem": problem(directory)}
+
+def overlay_problem(directory: str) -> str:
+    """Try an overlay with its upper directory in `directory`: return why that fails; empty when it works."""
+    import tempfile
+
+    from firebuild_bootstrap.removal import remove_tree
+
+    place = tempfile.mkdtemp(prefix="overlay-", dir=directory)
+    merged = f"{place}/merged"
+    try:
+        return _overlay_tried(place, merged)
+    except OSError as error:
+        return f"{error.strerror or error}"
+    finally:
+        with suppress(OSError):
+            kernel.unmount(merged)
+        remove_tree(place, ignore_errors=True)
+
+
+def _overlay_tried(place: str, merged: str) -> str:
+    for name in (merged, *(f"{place}/{name}" for name in ("empty", "lower/old", "upper", "work"))):
+        os.makedirs(name, exist_ok=True)
+    for name in ("gone", "old/hidden"):
+        Path(f"{place}/lower/{name}").touch()
+    mount_layers(place, ["empty", "lower"], merged, "upper", "work")
+    os.unlink(f"{merged}/gone")
+    os.unlink(f"{merged}/old/hidden")
+    os.rmdir(f"{merged}/old")
+    os.mkdir(f"{merged}/old")  # opaque now, which takes an extended attribute
+    kernel.unmount(merged)
+    # What it has left has to mean the same as a lower layer.
+    mount_layers(place, ["lower", "upper"], merged)
+    found = sorted(os.listdir(merged)), os.listdir(f"{merged}/old")
+    return "" if found == (["old"], []) else f"files that were removed come back: {found}"
 
 
 def _packages(root: str) -> dict[str, Any]:

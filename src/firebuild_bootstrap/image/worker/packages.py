@@ -1,4 +1,4 @@
-"""The packages that a tree says it has: databases of dpkg, apk and rpm, metadata of Python and npm packages.
+"""Finds the packages of a tree: databases of dpkg, apk and rpm, metadata of Python and npm packages.
 
 All of it is read as data and may be hostile: no link is followed, and size, number and depth are bounded.
 What is malformed is left out, and named. Sources: deb-version(7) and dpkg(1); Alpine's "Apk spec"; rpm's

@@ -1,4 +1,4 @@
-"""What of a tree is needed to take files from it: a COPY of one file must not read all of an image."""
+"""Selects what a COPY --from needs of a tree: a COPY of one file must not read all of an image."""
 
 from __future__ import annotations
 
