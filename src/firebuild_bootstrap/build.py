@@ -205,18 +205,7 @@ class _Build:
         ahead = self._start_ahead(resolved, pending, results, machine, cleanup)
 
         self._phase(2)
-        # Only now: what a build imports that is cached whole is what it takes.
-        from firebuild_pki import audit_labels, open_authority
-
-        authority = open_authority(
-            self._settings.ca,
-            build_id=self._build_id,
-            check=self._home.check,
-            report=self._info,
-            labels=audit_labels(tag=str(self._request.tag)),
-        )
-        cleanup.callback(self._pass_warnings_on, authority)
-        cleanup.enter_context(authority)
+        authority = self._open_authority(cleanup)
         sessions = self._sessions(authority)
 
         # Steps 3 to 6, once for each stage that has something to execute.
@@ -231,6 +220,20 @@ class _Build:
         image = self._store(resolved, results, executed, authority)
         self._share(results, cleanup)
         return image
+
+    def _open_authority(self, cleanup: ExitStack) -> Authority:
+        # Imported here, because a build that is cached whole takes as long as its imports.
+        from firebuild_pki import audit_labels, open_authority
+
+        authority = open_authority(
+            self._settings.ca,
+            build_id=self._build_id,
+            check=self._home.check,
+            report=self._info,
+            labels=audit_labels(tag=str(self._request.tag)),
+        )
+        cleanup.callback(self._pass_warnings_on, authority)
+        return cleanup.enter_context(authority)
 
     def _phase(self, number: int) -> None:
         """Announce a phase of the build once; stages reach it one by one."""

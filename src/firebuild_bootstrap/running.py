@@ -37,6 +37,8 @@ from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import Attach, RunCommand
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from firebuild_bootstrap.service import BootstrapServer
     from firebuild_bootstrap.service.console import Console
     from firebuild_bootstrap.settings import BuildSettings
@@ -226,40 +228,14 @@ class _Run:
         self._cleanup.callback(machine.close)
         machine.publish(self._request.publish)
 
-        from firebuild_bootstrap.service import BootstrapServer, Limits, StepInfo
         from firebuild_bootstrap.session import put_metadata, serve
-        from firebuild_pki import audit_labels, open_authority
 
-        names = request.identity.files.names if (request := self._request).identity else ()
-        # It stays open as long as the machine runs, which may get certificates of its own.
-        authority = self._cleanup.enter_context(
-            open_authority(
-                settings.ca,
-                build_id=self._id,
-                check=self._check,
-                report=self._info,
-                names=names,
-                labels=audit_labels(image=request.image),
-            )
-        )
+        authority = self._authority()
         server_material, guest = self._issued(authority)
         identity = self._identity(authority, machine)
         if identity is not None:
             document = replace(document, identity=identity.begin())
-        limits = Limits.of(settings.bootstrap)
-        server = BootstrapServer(
-            commands=[command],
-            resources={},
-            steps=[StepInfo(command.step, 0, command.original)],
-            server_material=server_material,
-            guest_material=guest,
-            events=self._events,
-            # Neither the time nor the output of a command that is there for its own sake has a limit.
-            limits=replace(limits, build_timeout=_FOREVER, max_log_bytes=sys.maxsize),
-            console=self._console,
-            runtime_directory=workspace.path,
-            on_guest_connected=lambda: self._wipe(machine),
-        )
+        server = self._server(command, server_material, guest, workspace.path, machine)
         host_port = serve(server, machine, settings, self._cleanup)
         put_metadata(machine, document, guest, host_port, settings)
         for note in machine.prepare(layers):
@@ -268,6 +244,42 @@ class _Run:
             machine.start()
         server.await_guest()
         return self._follow(server, machine, identity)
+
+    def _authority(self) -> Authority:
+        """Open the CA; it stays open as long as the machine runs, which may get certificates of its own."""
+        from firebuild_pki import audit_labels, open_authority
+
+        request = self._request
+        return self._cleanup.enter_context(
+            open_authority(
+                self._settings.ca,
+                build_id=self._id,
+                check=self._check,
+                report=self._info,
+                names=request.identity.files.names if request.identity else (),
+                labels=audit_labels(image=request.image),
+            )
+        )
+
+    def _server(
+        self, command: RunCommand, own: TLSMaterial, guest: TLSMaterial, directory: Path, machine: Machine
+    ) -> BootstrapServer:
+        from firebuild_bootstrap.service import BootstrapServer, Limits, StepInfo
+
+        # Neither the time nor the output of a command that is there for its own sake has a limit.
+        limits = Limits.of(self._settings.bootstrap)
+        return BootstrapServer(
+            commands=[command],
+            resources={},
+            steps=[StepInfo(command.step, 0, command.original)],
+            server_material=own,
+            guest_material=guest,
+            events=self._events,
+            limits=replace(limits, build_timeout=_FOREVER, max_log_bytes=sys.maxsize),
+            console=self._console,
+            runtime_directory=directory,
+            on_guest_connected=lambda: self._wipe(machine),
+        )
 
     def _wipe(self, machine: Machine) -> None:
         """Take all keys out of the metadata: the guest has read them before its first call."""
