@@ -64,7 +64,7 @@ class StoreCheck:
         self.read = Counter[str]()
         """How many of each kind were read, `images` and so on."""
         self.unread: list[str] = []
-        """What can't be read in this id mapping, in words."""
+        """What can't be read in this id mapping, for messages."""
 
     def findings(self) -> Iterator[Finding]:
         """Read everything, and yield what is wrong with it."""

@@ -178,7 +178,7 @@ class MachineIdentity:
             self._console.signal(self._request.signal)
         ending, self._tell = self._tell, bool(self._request.command)
         if self._tell and self._telling and not ending:
-            self._console.probe(())  # it is still at work, and has not heard of these: it begins anew
+            self._console.probe(())  # it is still at work, and has not heard of these: it starts again
         self._execute()
 
     def _execute(self) -> None:

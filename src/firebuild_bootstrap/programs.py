@@ -1,4 +1,4 @@
-"""Running other programs: what they write, how long they take and what memory they have is bounded.
+"""Running other programs with bounded output, time and memory.
 
 `subprocess` reads all that a program writes into memory, and then waits for whoever else has its pipes open.
 What is here ends a program that writes or takes too much, and with it what it has started.

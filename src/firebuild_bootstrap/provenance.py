@@ -1,4 +1,4 @@
-"""What a build says about itself: the predicate of SLSA's provenance (slsa.dev/spec/v1.0/provenance).
+"""The provenance of a build: the predicate of SLSA's provenance (slsa.dev/spec/v1.0/provenance).
 
 It tells of all that went in, by its digest, and of what was asked for. A secret is in none of it: secrets and
 SSH agents are told by their ids, a URL without user name, password and query, and where the value of a secret

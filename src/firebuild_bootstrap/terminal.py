@@ -131,7 +131,7 @@ class Screen:
 
     The cursor is never hidden and rests where the block begins. So whatever happens to this process, or to
     the size of the terminal, erasing what is behind it removes the block and nothing else: terminals that
-    wrap lines anew when they become narrower keep the cursor at its character.
+    rewrap lines when they become narrower keep the cursor at its character.
 
     Args:
         out: the terminal.

@@ -1,4 +1,4 @@
-"""HTTP with the server of a CA, for providers: verified TLS, proxies, limits, retries, faults in words.
+"""HTTP with the server of a CA, for providers: verified TLS, proxies, limits, retries, clear errors.
 
 What a provider asks its backend, and what it makes of the answer, is its own; what is the same for every
 backend is here. Nothing is read from the environment but HTTPS_PROXY, ALL_PROXY and NO_PROXY: no password

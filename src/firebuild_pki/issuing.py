@@ -1,4 +1,4 @@
-"""From an order to a verified certificate: by signing a new key, somebody's request, or from a ready pair."""
+"""From an order to a verified certificate: signing a new key or a given CSR, or from a ready pair."""
 
 from __future__ import annotations
 

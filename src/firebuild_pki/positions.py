@@ -1,4 +1,4 @@
-"""Where settings are written, and the words for it: paths of keys, positions in files, known names."""
+"""Positions of settings for messages: paths of keys, lines and columns of files, names that are close."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a plugin raises, in words of our own.
+"""Exceptions of plugins, wrapped in errors of ours.
 
 Reading an exception of a foreign class runs foreign code: its `__str__` may sleep, raise, or write a
 megabyte of escape sequences. So that is done once, where it was caught (for a provider: in its thread, within

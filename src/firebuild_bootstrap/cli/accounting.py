@@ -1,4 +1,4 @@
-"""What is said about images: `firebuild images provenance` and `sbom`, and the options that attest it."""
+"""Provenance and SBOMs: `firebuild images provenance` and `sbom`, and the options that attest them."""
 
 from __future__ import annotations
 

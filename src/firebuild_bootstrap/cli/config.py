@@ -1,4 +1,4 @@
-"""`firebuild config`: is it right, what may be in it, what is in force."""
+"""`firebuild config`: checks the settings, prints their JSON Schema, and shows the effective ones."""
 
 from __future__ import annotations
 

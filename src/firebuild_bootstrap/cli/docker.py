@@ -1,4 +1,4 @@
-"""What people type who come from Docker, buildah or kaniko: each word done, or answered by its name.
+"""The options and commands of docker, buildah and kaniko: each works, or its error names ours.
 
 An option of `docker buildx build`, `docker build`, `buildah build` or kaniko's executor is never taken for a
 similar one of ours: it is implemented (in `cli.rootfs`), accepted because it changes nothing here, or refused

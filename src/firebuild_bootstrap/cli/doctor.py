@@ -1,4 +1,4 @@
-"""`firebuild doctor`: what this machine can do, and what mends the rest."""
+"""`firebuild doctor`: what this machine can do, and how to fix the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`firebuild images`: what has been built, and what it takes."""
+"""`firebuild images`: lists, shows, copies and removes the images of the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the command line asks registries: for what FROM names, and with what was built."""
+"""How the command line pulls the images that FROM names, and pushes those that were built."""
 
 from __future__ import annotations
 

@@ -235,7 +235,7 @@ class Copy:
         chown: `user[:group]` by name or number; None for 0:0, or what an archive says.
         chmod: octal or symbolic; None for that of the files.
         link: its layer is made on the empty tree, and then lies on what is there, unseen: links in the
-            destination are replaced, and its directories made anew. The destination is absolute then.
+            destination are replaced, and its directories created afresh. The destination is absolute then.
         parents: the directories of a source's path are made below the destination.
         exclude: patterns of what is left out, relative to the root of the sources.
         unpack: archives are sent as their members; None for the rule of the instruction: ADD does that with

@@ -1,4 +1,4 @@
-"""What works in a Dockerfile and is probably not meant: BuildKit's build checks, by their names.
+"""BuildKit's build checks, by their names: what works in a Dockerfile and is probably a mistake.
 
 https://docs.docker.com/reference/build-checks/; when a rule speaks was seen with BuildKit itself. A directive
 `# check=skip=RULE,…;error=true` at the top holds for all of a Dockerfile, a comment of that form above an

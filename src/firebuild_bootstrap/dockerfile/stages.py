@@ -1,4 +1,4 @@
-"""The way from a Dockerfile to a graph: stages, their bases, and one instruction after the other.
+"""From a Dockerfile to a graph: stages, their bases, and one instruction after the other.
 
 What refers to what follows BuildKit (dockerfile2llb/convert.go): a name of FROM is looked for among the
 stages before it, one of --from among all of them; only what the target needs is read in full.

@@ -1,4 +1,4 @@
-"""The way to the bootstrap server: one mutual-TLS channel, and the first call on it."""
+"""The connection to the bootstrap server: one mutual-TLS channel, and the first call on it."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ _MAX_HEAD = 16 * 1024
 _READ_BYTES = 64 * 1024
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([0-9]{3})(?: .*)?")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
-# For everything together: the socket's own limit begins anew with each byte.
+# For everything together: the socket's own limit starts again with each byte.
 _ANSWER_SECONDS = 30.0
 
 

@@ -44,7 +44,7 @@ class _Group:
 
 
 class Users:
-    """The users of an image; reads the files anew on every question, because a RUN may change them."""
+    """The users of an image; reads the files again for each question, because a RUN may change them."""
 
     def __init__(self, root: Root) -> None:
         self._root = root

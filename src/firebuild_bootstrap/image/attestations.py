@@ -1,4 +1,4 @@
-"""What is said about an image beside it: in-toto statements of its provenance and of its packages.
+"""Attestations of an image, kept beside it: in-toto statements of its provenance and of its packages.
 
     <image>/provenance.json     predicateType and predicate, as the build wrote them
     <image>/sbom.json           the CycloneDX document, once somebody has asked for it

@@ -1,4 +1,4 @@
-"""What builds start FROM: root file systems that the user brought, and finished images."""
+"""Bases, which builds start FROM: root file systems that the user imported, and finished images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that come from outside: from their blobs to layers that builds start from, and to a record."""
+"""Importing images: from their blobs to layers that builds start from, and to a record in the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How images and bases are called: references, as container tools write them."""
+"""Names of images and bases: references, as container tools write them."""
 
 from __future__ import annotations
 

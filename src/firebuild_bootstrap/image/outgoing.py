@@ -1,4 +1,4 @@
-"""Images that go out: their layers as blobs, with manifest and configuration, for archives and registries."""
+"""Exporting images: their layers as blobs, with manifest and configuration, for archives and registries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The list of packages of an image, as a CycloneDX document (cyclonedx.org/docs/1.6/json).
+"""The SBOM of an image, as a CycloneDX document (cyclonedx.org/docs/1.6/json).
 
 Written here and not by a library: a document of 5,000 packages takes `cyclonedx-python-lib` 6 s, and is plain
 JSON. The tests check it with that library's schemas. The same layers give the same bytes.

@@ -83,7 +83,7 @@ class UnpackReport(NamedTuple):
     examples: Mapping[str, list[str]] = MappingProxyType({})
 
     def notes(self, source: str = "the base") -> tuple[str, ...]:
-        """Say in words what unpacking `source` could not keep."""
+        """Say what unpacking `source` could not keep."""
         texts = {
             "foreign": f"files of {source} belong to root now, because their owners don't exist in this "
             "build's id mapping",

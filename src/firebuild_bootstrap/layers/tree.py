@@ -351,7 +351,7 @@ class _Walk(Generic[T]):
     def _hold(self, descriptor: int) -> Callable[[], Iterable[tuple[str, os.stat_result]]]:
         """Take over the descriptor of the next level, and return what says what it holds, in order.
 
-        While that is asked the level is the last one. Of many names the status is not kept, but found anew:
+        While that is asked the level is the last one. Of many names the status is not kept, but read again:
         it takes ten times the memory of the name.
         """
         self._keep(descriptor)

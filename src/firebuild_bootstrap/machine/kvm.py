@@ -1,4 +1,4 @@
-"""Whether virtual machines run under KVM here: first its own word, then a guest of five bytes.
+"""Whether virtual machines run under KVM here: what the device says, then a trial with a guest of five bytes.
 
 /dev/kvm may exist, open and make virtual processors on hosts where no guest ever executes an instruction,
 such as some nested ones. Run as a program, this module runs that guest, because KVM_RUN may never return.

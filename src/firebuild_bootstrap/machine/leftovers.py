@@ -65,7 +65,7 @@ class Leftovers:
         self._add(kind="process", path=str(stat_file), boot=_boot_id())
 
     def clear(self) -> list[str]:
-        """Remove everything, the last first, and return what could not be removed, in words. Idempotent."""
+        """Remove everything, the last first, and return errors as text. Idempotent."""
         return clear(self._directory)
 
     def forget(self) -> None:

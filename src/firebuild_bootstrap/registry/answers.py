@@ -1,4 +1,4 @@
-"""What registries answer: errors, challenges, times to wait, and URLs; all of it is untrusted."""
+"""Parses what registries answer: errors, challenges, Retry-After, and URLs; all of it is untrusted."""
 
 from __future__ import annotations
 

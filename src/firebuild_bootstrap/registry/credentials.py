@@ -1,4 +1,4 @@
-"""Who logs in at a registry: from our settings, or as docker and podman have it.
+"""Credentials for registries: from our settings, or those of docker and podman.
 
 The first that knows the registry counts: our settings; DOCKER_AUTH_CONFIG; REGISTRY_AUTH_FILE, or else
 `containers/auth.json` below XDG_RUNTIME_DIR and XDG_CONFIG_HOME (containers-auth.json(5)); `config.json` in

@@ -172,7 +172,7 @@ class Upload:
         self._chunk = self._chunk and max(self._chunk, self._least)
 
     def _resume(self) -> None:
-        """Ask how much the registry has; where it does not know, all begins anew."""
+        """Ask how much the registry has; where it does not know, the upload starts again."""
         try:
             with self._repository.send("GET", self._url, self._what, expected=(204, 200, 202)) as response:
                 has = _received(response)

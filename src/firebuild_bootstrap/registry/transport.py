@@ -1,4 +1,4 @@
-"""Requests to one registry: TLS, proxies, redirects, logins, what is tried again, and errors that say it all.
+"""Requests to one registry: TLS, proxies, redirects, logins, retries, and errors with their remedy.
 
 Secrets go to the registry and to the realm that it names (https, or this machine), never along a redirect to
 another host. No exception of the HTTP library gets out, because those hold requests with their headers.

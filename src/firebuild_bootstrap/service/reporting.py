@@ -189,7 +189,7 @@ class Outcome:
 
     @property
     def message(self) -> str:
-        """What happened in words; empty on success."""
+        """What happened, as a message; empty on success."""
         return self.error.message if self.error else ""
 
     def raise_for_failure(self) -> None:

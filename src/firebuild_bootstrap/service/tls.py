@@ -231,7 +231,7 @@ def _on_verify(
 
 
 def handshake_problem(error: SSL.Error, inspection: Inspection, first_bytes: bytes) -> str:
-    """Say in words why a handshake failed.
+    """Say why a handshake failed.
 
     Args:
         error: what OpenSSL raised.

@@ -78,7 +78,7 @@ class Target(ABC):
     @property
     @abstractmethod
     def description(self) -> str:
-        """Where the document is, in words."""
+        """Where the document is, for messages."""
 
     @abstractmethod
     def check(self) -> None:

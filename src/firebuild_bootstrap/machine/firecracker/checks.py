@@ -1,4 +1,4 @@
-"""What has to be right before a Firecracker is started, each with its own words when it is not."""
+"""Checks before a Firecracker is started, each with an error of its own."""
 
 from __future__ import annotations
 

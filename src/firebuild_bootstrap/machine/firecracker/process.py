@@ -58,7 +58,7 @@ class Process(ABC):
         """
 
     def trouble(self) -> str:
-        """Say in words why it ended, where that was not with its guest; empty where only its parent knows."""
+        """Say why it ended, where that was not with its guest; empty where only its parent knows."""
         return ""
 
     @abstractmethod
@@ -198,7 +198,7 @@ class ForeignProcess(Process):
 
 
 def describe_status(status: int) -> str:
-    """Say in words how a Firecracker ended that did not end well."""
+    """Say how a Firecracker ended that failed."""
     if status < 0:
         return f"firecracker was ended by {signal.Signals(-status).name}"
     why = _STATUSES.get(status)

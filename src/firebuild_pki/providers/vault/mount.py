@@ -1,4 +1,4 @@
-"""The PKI mount: trust bundle, signing, revoking, and the words for each refusal."""
+"""The PKI mount: trust bundle, signing, revoking, and an error for each refusal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asking the nodes of a cluster until one answers: failover, backoff, and an end to both.
+"""Requests to the nodes of a cluster: failover and backoff until one answers, within a time limit.
 
 =====================================  ==============================================
 status                                 what it means
