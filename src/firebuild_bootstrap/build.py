@@ -372,14 +372,16 @@ class _Build:
 
     def _machine(self, stage: Stage) -> Machine:
         part = self._parts[stage.index] = self._workspace.part(str(stage.index))
-        return make_machine(
-            self._settings.machine,
-            part,
-            bind=self._settings.bootstrap.bind,
-            store=self._home.root,
-            notice=self._notice,
-            info=self._info,
-        )
+        settings = self._settings
+        with pointing_to_doctor(settings.machine, (InputError, MachineError)):
+            return make_machine(
+                settings.machine,
+                part,
+                bind=settings.bootstrap.bind,
+                store=self._home.root,
+                notice=self._notice,
+                info=self._info,
+            )
 
     def _results(self, resolved: Resolved) -> Results:
         return Results(

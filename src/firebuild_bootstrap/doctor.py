@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 from firebuild_bootstrap.errors import FirebuildError
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.outputs import PROGRAMS_PATH
-from firebuild_bootstrap.machine.drivers import new_machine
+from firebuild_bootstrap.machine.drivers import make_machine
 from firebuild_bootstrap.machine.kvm import check_kvm, guest_problem
 from firebuild_bootstrap.machine.settings import MachineSettings
 from firebuild_bootstrap.sandbox import IdMode, Sandbox
@@ -203,7 +203,7 @@ def _driver(driver: str, settings: BuildSettings, home: Home, workspace: BuildDi
     machine_settings = settings.machine.model_copy(update={"driver": driver})
     notices: list[str] = []
     try:
-        machine = new_machine(
+        machine = make_machine(
             machine_settings,
             workspace,
             bind=settings.bootstrap.bind,

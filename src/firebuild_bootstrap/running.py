@@ -19,7 +19,7 @@ from dataclasses import field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from firebuild_bootstrap.errors import FirebuildError, GuestLost, InputError, StepFailed
+from firebuild_bootstrap.errors import FirebuildError, GuestLost, InputError, MachineError, StepFailed
 from firebuild_bootstrap.events import EventSink, Notice
 from firebuild_bootstrap.failures import with_remedy
 from firebuild_bootstrap.home import Home
@@ -218,13 +218,14 @@ class _Run:
         )
         document = self._document(name, config)
         workspace = self._cleanup.enter_context(home.workspace(self._id))
-        machine = make_machine(
-            settings.machine,
-            workspace.part("0"),
-            bind=settings.bootstrap.bind,
-            store=home.root,
-            notice=self._notice,
-        )
+        with pointing_to_doctor(settings.machine, (InputError, MachineError)):
+            machine = make_machine(
+                settings.machine,
+                workspace.part("0"),
+                bind=settings.bootstrap.bind,
+                store=home.root,
+                notice=self._notice,
+            )
         self._cleanup.callback(machine.close)
         machine.publish(self._request.publish)
 

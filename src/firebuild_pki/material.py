@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -90,19 +90,8 @@ class IssuedCertificate(_Renewable):
         Args:
             private_key_pem: PKCS#8 PEM, unencrypted; that it fits is not checked.
         """
-        return TLSMaterial(
-            self.certificate_chain_pem,
-            private_key_pem,
-            self.trust_pem,
-            self.server_name,
-            self.identity,
-            self.not_before,
-            self.not_after,
-            self.fingerprint_sha256,
-            self.names,
-            self.profile,
-            self.ttl,
-        )
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        return TLSMaterial(private_key_pem=private_key_pem, **own)
 
 
 @dataclass(frozen=True, slots=True)

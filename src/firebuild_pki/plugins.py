@@ -142,15 +142,7 @@ class PluginCatalog:
                 under that name, or was written for another version of the contract.
         """
         entry = _select(self._providers, name, "provider")
-        manager = _register(entry, "provider")
-        with _loading(entry, "its hook failed"):
-            results = manager.hook.register_ca_providers()
-            found = [
-                one
-                for result in results
-                for one in _flat(entry, result, ProviderSpec, "register_ca_providers")
-            ]
-            specs = [_plain(entry, spec) for spec in found]
+        specs = _registered(entry, "provider", "register_ca_providers", ProviderSpec, _plain)
         return _spec_named(entry, [(spec.name, spec) for spec in specs], "provider")
 
     def load_key_store(self, scheme: str) -> KeyStoreSpec:
@@ -162,13 +154,7 @@ class PluginCatalog:
         from firebuild_pki.keystores import KeyStoreSpec  # only those who have such a key need it
 
         entry = _select(self._key_stores, scheme, "key store")
-        manager = _register(entry, "key store")
-        with _loading(entry, "its hook failed"):
-            results = manager.hook.register_key_stores()
-            found = [
-                one for result in results for one in _flat(entry, result, KeyStoreSpec, "register_key_stores")
-            ]
-            specs = [_plain_store(entry, spec) for spec in found]
+        specs = _registered(entry, "key store", "register_key_stores", KeyStoreSpec, _plain_store)
         return _spec_named(entry, [(spec.scheme, spec) for spec in specs], "key store")
 
     def load_observer(self, name: str) -> Observer:
@@ -272,6 +258,17 @@ def _register(entry: EntryPoint, kind: str) -> pluggy.PluginManager:
     with _loading(entry, f"not a usable {kind} plugin", _hook_hint()):
         # An object of a plugin's own class may have no hash, or one of its own.
         return (_module_manager if type(plugin) is ModuleType else _manager)(plugin, entry.name)
+
+
+def _registered(
+    entry: EntryPoint, kind: str, hook: str, spec: type[_Spec], plain: Callable[[EntryPoint, _Spec], _Spec]
+) -> list[_Spec]:
+    """Return the specs that the hook of a plugin registers, each as `plain` copies it."""
+    manager = _register(entry, kind)
+    with _loading(entry, "its hook failed"):
+        results = getattr(manager.hook, hook)()
+        found = [one for result in results for one in _flat(entry, result, spec, hook)]
+        return [plain(entry, one) for one in found]
 
 
 def _manager(plugin: Any, name: str) -> pluggy.PluginManager:

@@ -173,7 +173,6 @@ class Attachment:
         self._signals: list[int] = []
         self._pending = bytearray()
         self._no_more = False
-        self._gone = False
         self._size = (attach.rows, attach.columns)
         self._report = b""
         self._selector = selectors.DefaultSelector()

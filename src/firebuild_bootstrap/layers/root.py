@@ -13,7 +13,7 @@ import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import NamedTuple
 
 from .tar import write_all
@@ -62,9 +62,7 @@ class ResolvedPath:
     def __enter__(self) -> ResolvedPath:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self.directory)
 
     def status(self) -> os.stat_result | None:
@@ -309,9 +307,7 @@ class Root:
     def __enter__(self) -> Root:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # --- finding ------------------------------------------------------------------------------

@@ -49,20 +49,6 @@ def make_machine(
     notice: Callable[[str], None],
     info: Callable[[str], None] = lambda _: None,
 ) -> Machine:
-    """Do what `new_machine` does, whose errors point to `firebuild doctor` here."""
-    with pointing_to_doctor(settings, (InputError, MachineError)):
-        return new_machine(settings, workspace, bind=bind, store=store, notice=notice, info=info)
-
-
-def new_machine(
-    settings: MachineSettings,
-    workspace: BuildDirectory,
-    *,
-    bind: str,
-    store: Path,
-    notice: Callable[[str], None],
-    info: Callable[[str], None] = lambda _: None,
-) -> Machine:
     """Make the machine of one build and check all that it needs; nothing is started yet.
 
     Args:
