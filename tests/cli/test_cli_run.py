@@ -174,7 +174,7 @@ def test_what_is_written_is_gone_and_nothing_is_written_to_a_read_only_image(hos
         (("--init", "host"), 125, "error: --init: a sandbox has no system of its own to boot"),
         (("--init", "--user", "1", "host"), 125, "error: --init: an init is root"),
         (("--network", "user", "host"), 125, "error: --network user: "),
-        (("--machine", "external", "host"), 125, "error: firebuild run starts machines itself"),
+        (("--machine", "external", "host"), 125, "error: firebuild run starts a machine"),
         (("--tty", "host"), 125, "error: --tty: standard input and output are not a terminal"),
         (("--ssh-key", "private", "host"), 125, "error: --ssh-key private: this is a private key"),
         (("--ssh-key", "none", "host"), 125, "error: --ssh-key none can't be read: No such file"),

@@ -7,6 +7,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,11 @@ def test_what_listens_on_its_ports_is_served_from_here(namespace: MachineNamespa
     finally:
         emulator.stop()
     assert namespace.listeners[0].fileno() == -1
+
+
+def test_its_ports_get_into_no_other_program(sandbox: Sandbox, runtime: Runtime) -> None:
+    with closing(MachineNamespace(sandbox, runtime, (0,), sockets=2)) as made:
+        assert [one.get_inheritable() for one in (*made.listeners, *made.sockets)] == [False] * 3
 
 
 def test_a_file_that_can_not_be_opened_is_named(namespace: MachineNamespace, tmp_path: Path) -> None:

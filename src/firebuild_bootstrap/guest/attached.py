@@ -22,6 +22,7 @@ from firebuild_bootstrap import wire
 
 from .enter import STARTED
 from .errors import ProtocolError
+from .kernel import receive_descriptors
 from .probing import Probes
 from .stop import Stop, Waker
 
@@ -231,7 +232,7 @@ class Attachment:
 
         Then the kernel has closed the last descriptor that could report otherwise.
         """
-        word, descriptors, _, _ = socket.recv_fds(self._status, 1, 3)
+        word, descriptors = receive_descriptors(self._status, 1, 3)
         if word != STARTED:
             self._selector.unregister(self._status)
             self._report = word

@@ -21,7 +21,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -69,7 +68,6 @@ _HEAD_BYTES = 16
 # What comes with descriptors, and how many at once: the kernel takes 253 (SCM_MAX_FD, unix(7)).
 _MORE, _LAST = b"+", b"."
 _AT_ONCE = 200
-_INT = struct.Struct("i")
 
 
 class Request(NamedTuple):
@@ -244,10 +242,8 @@ def serve(control: socket.socket) -> NoReturn:
     launcher = os.getpid()
     descriptors: list[int] = []
     while True:
-        # Not socket.recv_fds, which drops the flag: descriptors would get into the command.
-        space = socket.CMSG_SPACE(_AT_ONCE * _INT.size)
-        word, messages, _, _ = control.recvmsg(1, space, socket.MSG_CMSG_CLOEXEC)
-        descriptors += [number for _, _, data in messages for (number,) in _INT.iter_unpack(data)]
+        word, received = kernel.receive_descriptors(control, 1, _AT_ONCE)
+        descriptors += received
         if not word:
             os._exit(0)
         if word == _MORE:

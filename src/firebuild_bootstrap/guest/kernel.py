@@ -7,6 +7,10 @@ import errno
 import os
 import struct
 from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWIPC = 0x08000000
@@ -229,3 +233,19 @@ def drop_capabilities(keep: frozenset[int]) -> None:
 
 def _prctl(option: int, value: int) -> None:
     _check(_libc().prctl(option, ctypes.c_ulong(value), 0, 0, 0), f"prctl {option}")
+
+
+def receive_descriptors(control: socket.socket, size: int, most: int) -> tuple[bytes, list[int]]:
+    """Receive up to `size` bytes, and up to `most` descriptors with them, which are closed on exec (unix(7)).
+
+    Not by `socket.recv_fds`, which ignores its flags (python/cpython#128881): what is executed next would
+    inherit them.
+
+    Raises:
+        OSError: as recvmsg(2).
+    """
+    from socket import CMSG_LEN, MSG_CMSG_CLOEXEC
+
+    number = struct.Struct("=i")
+    data, messages, _, _ = control.recvmsg(size, CMSG_LEN(most * number.size), MSG_CMSG_CLOEXEC)
+    return data, [descriptor for _, _, each in messages for (descriptor,) in number.iter_unpack(each)]

@@ -23,9 +23,9 @@ from firebuild_bootstrap import wire
 
 from .enter import exit_status
 from .errors import ProtocolError
+from .kernel import receive_descriptors
 
 _LENGTH = struct.Struct("!I")
-_INT = struct.Struct("i")
 _PIECE = 64 * 1024
 
 
@@ -140,6 +140,7 @@ def serve(channel: socket.socket, command: int, execute: Callable[[tuple[str, ..
     """
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
+    # The end of a child has to end `select`, which Python begins again after a signal (PEP 475).
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
     null = os.open("/dev/null", os.O_RDWR)
@@ -192,11 +193,7 @@ class _Server:
 
 
 def _request(channel: socket.socket) -> tuple[int | None, int]:
-    # Not socket.recv_fds, which drops the flag.
-    head, messages, _, _ = channel.recvmsg(
-        _LENGTH.size, socket.CMSG_SPACE(_INT.size), socket.MSG_CMSG_CLOEXEC
-    )
-    descriptors = [number for _, _, data in messages for (number,) in _INT.iter_unpack(data)]
+    head, descriptors = receive_descriptors(channel, _LENGTH.size, 1)
     if not head:
         return None, -1
     head += _exactly(channel, _LENGTH.size - len(head))

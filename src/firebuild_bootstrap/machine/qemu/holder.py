@@ -20,7 +20,7 @@ import sys
 from typing import Any, Final
 
 from firebuild_bootstrap.guest.init_network import Interface
-from firebuild_bootstrap.guest.kernel import drop_capabilities
+from firebuild_bootstrap.guest.kernel import drop_capabilities, receive_descriptors
 
 # The files that come with the command get these numbers, in their order.
 FIRST_FILE: Final = 100
@@ -36,7 +36,7 @@ def open_ports(ports: list[int]) -> list[socket.socket]:
 
 def receive_command(control: socket.socket) -> dict[str, Any] | None:
     """Wait for the command; its files are at their numbers then. None when the other end is gone."""
-    data, files, _, _ = socket.recv_fds(control, _MAX_MESSAGE, _MAX_FILES, socket.MSG_CMSG_CLOEXEC)
+    data, files = receive_descriptors(control, _MAX_MESSAGE, _MAX_FILES)
     if not data:
         return None
     for number, descriptor in enumerate(files):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Final, cast
 
 from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.guest.kernel import receive_descriptors
 from firebuild_bootstrap.machine.qemu.holder import FIRST_FILE, READY
 from firebuild_bootstrap.sandbox import Bind, Runtime, Sandbox
 from firebuild_bootstrap.values import dataclass
@@ -153,9 +154,7 @@ class MachineNamespace:
     def _receive(self, expected: int) -> list[int]:
         self._control.settimeout(_START_SECONDS)
         try:
-            data, descriptors, _, _ = socket.recv_fds(
-                self._control, len(READY), max(expected, 1), socket.MSG_CMSG_CLOEXEC
-            )
+            data, descriptors = receive_descriptors(self._control, len(READY), max(expected, 1))
         except OSError as error:
             raise MachineError(f"the machine's network could not be made: {error}") from error
         if data != READY:
