@@ -133,7 +133,7 @@ def test_the_image_that_had_the_tag_keeps_it(host_cli: Cli) -> None:
             "--ready-retries: expected a whole number, found 'x'",
         ),
         (['CMD ["a"]'], ["--ready=b", "--ready-timeout=1"], "--ready-timeout: expected a duration"),
-        (['CMD ["a"]'], ["--ready=b", "--machine=external"], "--ready starts a machine of its own"),
+        (['CMD ["a"]'], ["--ready=b", "--machine=external"], "--ready starts a machine"),
     ],
 )
 def test_what_could_never_answer_is_an_error_before_anything_is_built(
