@@ -64,12 +64,7 @@ class FileTree:
         label: what to call it in messages.
         rules: what of it does not exist for the build.
         keeps_owners: files keep their owners unless an instruction has another: a stage's, or an image's.
-        downloads: returns an existing directory for what ADD downloads; by default a temporary one, removed
-            on close.
-        limits: how long a download may take.
-        clock_ns: nanoseconds since 1970, the modification time of heredoc files.
-        tasks: receives the progress of downloads.
-        agent: the SSH agent of git; that of the environment by default.
+        downloads, limits, clock_ns, tasks, agent: as of `BuildContext`.
     """
 
     def __init__(

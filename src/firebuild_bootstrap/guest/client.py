@@ -53,7 +53,6 @@ class Client:
         connect_timeout: how many seconds the very first call is retried while nobody answers.
         call_timeout: seconds that the server may take to answer a later call, and between two messages of a
             stream. How long a step takes does not matter: it is the guest's own work.
-        clock: monotonic seconds.
 
     Raises:
         InputError: the block holds no usable credentials.
@@ -66,14 +65,12 @@ class Client:
         *,
         connect_timeout: float = 30.0,
         call_timeout: float = CALL_SECONDS,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._context = None if is_beyond_openssl(block) else client_context(block)
         self._block = block
         self._stop = stop
         self.connect_timeout = connect_timeout
         self.call_timeout = call_timeout
-        self._clock = clock
         self._channel: grpc.Channel | None = None
 
     def close(self) -> None:
@@ -92,24 +89,24 @@ class Client:
         Raises:
             ServerLost: the server stayed out of reach, or TLS or the server refused this guest.
         """
-        deadline = self._clock() + self.connect_timeout
+        deadline = time.monotonic() + self.connect_timeout
         pause, dropped = _FIRST_PAUSE, 0
         while True:
             try:
-                return first(self._open(max(deadline - self._clock(), _SHORTEST_ATTEMPT), silence))
+                return first(self._open(max(deadline - time.monotonic(), _SHORTEST_ATTEMPT), silence))
             except Refusal as error:
                 raise ServerLost(self._cannot_connect(str(error), refused=True)) from error
             except NotNow as error:
                 self._stop.check()
                 dropped = dropped + 1 if isinstance(error, Dropped) else 0
-                if dropped == _MOST_DROPPED or self._clock() > deadline:
+                if dropped == _MOST_DROPPED or time.monotonic() > deadline:
                     why = str(error) if dropped else f"UNAVAILABLE: {error}"
                     raise ServerLost(self._cannot_connect(why, refused=dropped > 0)) from error
             except grpc.RpcError as error:
                 self._stop.check()
                 why = failure(error)
                 refused = any(word in why.lower() for word in _TLS_REFUSALS)
-                if error.code() is not grpc.StatusCode.UNAVAILABLE or refused or self._clock() > deadline:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or refused or time.monotonic() > deadline:
                     raise ServerLost(self._cannot_connect(why, refused)) from error
             self._stop.wait(pause)
             self._stop.check()

@@ -103,7 +103,6 @@ class Executor:
         configure: makes the image that of this machine, before a command with `attach`; returns notes.
         document: the metadata, as they were at the guest's start.
         metadata: reads them again.
-        clock: monotonic seconds.
     """
 
     def __init__(
@@ -119,7 +118,6 @@ class Executor:
         configure: Callable[[], Iterable[str]] = tuple,
         document: Mapping[str, Any] | None = None,
         metadata: Callable[[], Mapping[str, Any]] = dict,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._layers = layers
         self._launcher = launcher
@@ -129,7 +127,6 @@ class Executor:
         self._root = root
         self._host = host
         self._stop = stop
-        self._clock = clock
         self._users = Users(root)
         self._provider = Provider(root, host.files, host.ask_agent, stop, scratch=scratch, caches=caches)
 
@@ -149,7 +146,7 @@ class Executor:
             if isinstance(command, Checkpoint):
                 self._give_layer(command)
                 continue
-            begun = self._clock()
+            begun = time.monotonic()
             self._host.started(command.step)
             if notice:
                 self._say(command, notice)
@@ -159,9 +156,9 @@ class Executor:
             except GuestError as error:
                 error.step = command.step
                 if error is not self._stop.reason:
-                    self._host.finished(command.step, error.exit_code or 1, self._clock() - begun)
+                    self._host.finished(command.step, error.exit_code or 1, time.monotonic() - begun)
                 raise
-            self._host.finished(command.step, 0, self._clock() - begun)
+            self._host.finished(command.step, 0, time.monotonic() - begun)
 
     def _give_layer(self, wish: Checkpoint) -> None:
         def write(out: Sink) -> None:
@@ -251,7 +248,7 @@ class Executor:
             )
 
         control = self._host.control() if command.attach is not None else None
-        begun = self._clock()
+        begun = time.monotonic()
         with ExitStack() as stack:
             provide = self._provider.provide(command, lambda text: self._say(command, text))
             provided = stack.enter_context(provide)
@@ -262,7 +259,7 @@ class Executor:
                 status = execute(command, control)
             except StepError as error:
                 if command.pauses:
-                    other = self._host.instead(error, self._clock() - begun)
+                    other = self._host.instead(error, time.monotonic() - begun)
                     with self._told(command):
                         execute(other, self._host.control())
                 raise

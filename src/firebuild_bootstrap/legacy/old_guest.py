@@ -14,7 +14,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, Literal
 
 from firebuild_bootstrap import wire
@@ -310,7 +310,6 @@ class Progress:
         events: takes the begin and end of steps.
         nonce: what begins the marks.
         steps: the numbers of all steps.
-        clock: seconds that only ever grow.
     """
 
     def __init__(
@@ -319,8 +318,6 @@ class Progress:
         events: StepEvents,
         nonce: str,
         steps: Iterable[int],
-        *,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._session = session
         self._events = events
@@ -329,7 +326,6 @@ class Progress:
             "stderr": MarkReader(nonce),
         }
         self._missing = list(steps)
-        self._clock = clock
         self._lock = threading.RLock()
         self._ready = False
         self._trims = False
@@ -396,7 +392,7 @@ class Progress:
         if step == self._step or self._end_if_failed():
             return
         self._tell_end()
-        self._step, self._begun = step, self._clock()
+        self._step, self._begun = step, time.monotonic()
         self._events.started(step)
 
     def _finish(self, mark: Mark) -> None:
@@ -406,7 +402,7 @@ class Progress:
             return
         if mark.step in self._missing:
             self._missing.remove(mark.step)
-        self._ended = (0, self._clock() - self._begun)
+        self._ended = (0, time.monotonic() - self._begun)
 
     def _explained(self, mark: Mark) -> FirebuildError:
         if mark.step == 0:
@@ -420,7 +416,7 @@ class Progress:
             return
         self._failure = failure(error)
         if isinstance(error, StepFailed):
-            self._ended = (error.exit_code or 1, self._clock() - self._begun)
+            self._ended = (error.exit_code or 1, time.monotonic() - self._begun)
             self._failure = Outcome(
                 error=error,
                 step=error.step,

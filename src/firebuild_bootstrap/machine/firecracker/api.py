@@ -190,14 +190,10 @@ def _fault(answer: bytes, *, secret: bool) -> str:
 
 
 class FirecrackerMetadata:
-    """A `MetadataWriter`; what is put before Firecracker runs is kept until `connect`.
+    """A `MetadataWriter`; what is put before Firecracker runs is kept until `connect`."""
 
-    Args:
-        limit: bytes of compact JSON that Firecracker's store holds.
-    """
-
-    def __init__(self, limit: int = STORE_LIMIT) -> None:
-        self._store = DataStore(limit)
+    def __init__(self) -> None:
+        self._store = DataStore(STORE_LIMIT)
         self._api: FirecrackerApi | None = None
         self._lock = threading.Lock()
 
