@@ -190,7 +190,7 @@ class Channel:
     """A worker's descriptors to the process that gives it its tests, which no test may close or replace.
 
     A test, or what it runs in this process, that closes a number twice may hit one of them. The worker then
-    waits for ever for its next test, long after the culprit has passed.
+    waits forever for its next test, long after the culprit has passed.
 
     Args:
         descriptors: which belong to the worker.

@@ -221,7 +221,7 @@ class Pattern:
     def matches_in(self, text: str, *, limit: int | None = None) -> list[tuple[int, int]]:
         """Return where the pattern covers something: begin and end of each match, which do not overlap.
 
-        Of several at one place it is the longest; an empty one right behind another does not count.
+        Of several at one place it is the longest; an empty one right after another does not count.
 
         Args:
             text: what to search.
@@ -360,7 +360,7 @@ class IgnorePattern:
         if keeps:
             text = text[1:].strip()
             if not text:
-                raise BadPattern("illegal exclusion pattern, there is nothing behind the !")
+                raise BadPattern("illegal exclusion pattern, there is nothing after the !")
         if not text:
             return None
         text = posixpath.normpath(re.sub("/+", "/", text))

@@ -45,7 +45,7 @@ _ARGUMENTS: Final = (
     "ip=none",
     "firebuild.root=/dev/vda",
 )
-# As Firecracker's own default: no probing for hardware that it has not.
+# As Firecracker's own default: no probing for hardware that it does not have.
 _X86_ARGUMENTS: Final = ("pci=off", "i8042.noaux", "i8042.nomux", "i8042.dumbkbd")
 _MIB: Final = 1 << 20
 # Documentation/arch/x86/boot.rst: the header's magic, its sectors, and where the compressed kernel is.

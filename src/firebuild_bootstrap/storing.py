@@ -54,7 +54,7 @@ def store(
         resolved: what was built.
         origin: by which build.
         home: where.
-        provenance: returns what is kept beside the image about its build; None for nothing.
+        provenance: returns what is kept beside the image about its build; None for none.
         notice: told what a form could not keep.
 
     Returns:

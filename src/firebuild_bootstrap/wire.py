@@ -117,7 +117,7 @@ class CacheMount:
         target: where it is.
         id: which one: the same id is the same directory, in every build.
         sharing: `shared`, `private` (a second one while the first is in use) or `locked` (wait for it).
-        resource: what a new one begins as; empty for nothing.
+        resource: what a new one begins as; empty for none.
         read_only: the RUN can't write to it.
         mode: permission bits of a new one without a resource.
         uid: its owner.

@@ -224,7 +224,7 @@ _ML_DSA_FROM = (3, 5)
 """The first version of OpenSSL that knows ML-DSA."""
 
 _NO_AUTO_CHAIN = 0x8
-"""SSL_MODE_NO_AUTO_CHAIN, which pyOpenSSL does not name: no root behind a leaf that has no issuers."""
+"""SSL_MODE_NO_AUTO_CHAIN, which pyOpenSSL does not name: no root after a leaf that has no issuers."""
 
 # X509_verify_cert_error_string(3), which pyOpenSSL does not pass on
 _REASONS = {

@@ -87,7 +87,7 @@ class StoredKey(ABC):
 
         Returns:
             for RSA the signature as it is; for ECDSA the two numbers in DER (RFC 3279 section 2.2.3), which
-            `ecdsa_der` makes of a pair that is just written one behind the other.
+            `ecdsa_der` makes of a pair that is just written one after the other.
         """
 
     def close(self) -> None:  # noqa: B027 - optional
@@ -115,7 +115,7 @@ class KeyStoreSpec:
 
 
 def ecdsa_der(pair: bytes) -> bytes:
-    """Make DER of an ECDSA signature whose two numbers have the same length and stand one behind the other.
+    """Make DER of an ECDSA signature whose two numbers have the same length and stand one after the other.
 
     Raises:
         ValueError: the length is odd.

@@ -15,7 +15,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 ARM = os.uname().machine == "aarch64"
 KEYCTL = 219 if ARM else 250
 NOT_FUZZED = {169, 246, 320, 142, 88} | {57, 58, 56, 435, 60, 231, 34, 35, 61, 247}
-"""Ends of the machine, where they should be allowed; new processes, and waits for ever."""
+"""Ends of the machine, where they should be allowed; new processes, and waits forever."""
 DIRECTORIES = ["/", "/proc", "/sys", "/dev", "/proc/sys", "/mnt", "/tmp", "/etc", "/proc/1/root", "/dev/shm"]
 TYPES = [b"tmpfs", b"proc", b"sysfs", b"cgroup2", b"devtmpfs", b"overlay", b"ext4", b"bpf", b"tracefs", None]
 

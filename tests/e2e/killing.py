@@ -282,7 +282,7 @@ class Harness:
         """Remove everything that has a name; then nothing else may be there."""
         if runs := self.run("ps", "--all", "-q").split():
             self.run("rm", "--force", *runs)
-        self.run("build", "-q", "-t", str(APP), str(self._context))  # its cleanup ends what waits for ever
+        self.run("build", "-q", "-t", str(APP), str(self._context))  # its cleanup ends what waits forever
         await_end_of_processes(self.home)
         tags = {line.split()[0] for line in self.run("images", "list").splitlines()[1:]}
         self.run("images", "rm", *tags)

@@ -97,7 +97,10 @@ def test_commands_of_an_old_server_are_understood() -> None:
         ('{"OriginalCommand":"RUN x","Shell":{},"Command":"x","Env":{"A":1}}', "Env of a command: expected"),
         ('{"OriginalCommand":"RUN x","User":"root"}', "User of a command: expected an"),
         ('{"OriginalCommand":"COPY x","Source":"x","Target":"a\\u0000"}', "Target of a command: .* a NUL"),
-        ('{"OriginalCommand":"COPY x","Source":"\\ud800","Target":"a"}', "Source of a command: .* a broken"),
+        (
+            '{"OriginalCommand":"COPY x","Source":"\\ud800","Target":"a"}',
+            "Source of a command: .* invalid Unicode",
+        ),
         ('{"OriginalCommand":"RUN x","Workdir":{"Value":"\\u0000"}}', "Value of a command: .* a NUL"),
         ("[" * 100_000, "not JSON"),
     ],

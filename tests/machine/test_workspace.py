@@ -140,7 +140,7 @@ def test_the_interrupt_key_does_not_reach_the_cleanup(tmp_path: Path) -> None:
     assert until_gone(tmp_path / "store/builds")
 
 
-# As a sandbox whose monitor was killed before it had mapped the ids: it waits for ever, and dies with nobody.
+# As a sandbox whose monitor was killed before it had mapped the ids: it waits forever, and dies with nobody.
 STUCK = """
 import os, signal, subprocess, time
 from pathlib import Path

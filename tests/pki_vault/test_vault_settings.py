@@ -64,9 +64,9 @@ def test_https_anywhere_and_http_on_this_machine(address: str) -> None:
         ("https://vault .example", "expected an address such as"),
         ("https://vault.example/?a=b", 'found "?" or "#"'),
         ("https://vault.example/#a", 'found "?" or "#"'),
-        ("https://vault.example:8200/v1", "leave /v1 away: https://vault.example:8200"),
-        ("https://vault.example/prefix/v1/", "leave /v1 away: https://vault.example/prefix"),
-        ("https://vault.example:8200/ui/", "leave /ui away: https://vault.example:8200"),
+        ("https://vault.example:8200/v1", "leave /v1 out: https://vault.example:8200"),
+        ("https://vault.example/prefix/v1/", "leave /v1 out: https://vault.example/prefix"),
+        ("https://vault.example:8200/ui/", "leave /ui out: https://vault.example:8200"),
     ],
 )
 def test_other_addresses_are_refused_where_they_are_written(address: str, words: str) -> None:
@@ -172,7 +172,7 @@ def test_good_settings_need_no_word() -> None:
         ({"tls": {"key_file": "k"}}, "tls.cert_file", True, "both cert_file and key_file"),
         ({"auth": {"method": "cert"}}, "tls.cert_file", True, "required to log in with a certificate"),
         ({"address": "http://localhost", "tls": {"ca_file": "c"}}, "tls", False, "has no use for"),
-        ({"address": "https://v.example/v1/pki"}, "address", False, "leave it away: https://v.example;"),
+        ({"address": "https://v.example/v1/pki"}, "address", False, "leave it out: https://v.example;"),
         ({"address": "https://v.example/ui/vault"}, "address", False, "comes before /v1/"),
         ({"retry_for": "60s"}, "retry_for", False, "ca.call_timeout"),
     ],

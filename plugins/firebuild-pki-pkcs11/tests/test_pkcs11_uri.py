@@ -26,7 +26,7 @@ def test_all_attributes_are_decoded() -> None:
             "pkcs11:tokn=ca",
             '"tokn" is not an attribute of PKCS#11 URIs (RFC 7512) (hint: did you mean "token"?)',
         ),
-        ("pkcs11:token=ca;module-path=/m.so", '(hint: "module-path" stands behind the question mark)'),
+        ("pkcs11:token=ca;module-path=/m.so", '(hint: "module-path" stands after the question mark)'),
         ("pkcs11:?token=ca", '(hint: "token" stands before it)'),
         ("pkcs11:token", 'expected name=value between every ";", found "token"'),
         ("pkcs11:token=a;token=b", 'the attribute "token" is given twice'),

@@ -44,7 +44,7 @@ DIRECTORIES: Final = frozenset({"--context", "--keep-on-failure"})
 BEHIND_EQUALS: Final = frozenset(
     {"--build-context", "--cache-from", "--cache-to", "--output", "-o", "--secret", "--ssh", "--ssh-key"}
 )
-"""Options in whose values there is a path behind the last `=`."""
+"""Options in whose values there is a path after the last `=`."""
 _LINE: Final = "COMP_LINE"
 _ASSIGNMENT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\+?=")
 
@@ -124,7 +124,7 @@ class _Complete(ShellComplete):
         return self.source_template
 
     def get_completion_args(self) -> tuple[list[str], str]:
-        """Return the words behind the name of the program, and the one at the cursor."""
+        """Return the words after the name of the program, and the one at the cursor."""
         words, incomplete = split_line(os.environ.get(_LINE, ""))
         while words and _ASSIGNMENT.match(words[0]):  # NAME=value firebuild …
             del words[0]
@@ -240,7 +240,7 @@ def completion(shell: str) -> None:
 
     \b
     bash, in ~/.bashrc:                    eval "$(firebuild completion bash)"
-    zsh, in ~/.zshrc, behind compinit:     eval "$(firebuild completion zsh)"
+    zsh, in ~/.zshrc, after compinit:     eval "$(firebuild completion zsh)"
     fish, in ~/.config/fish/config.fish:   firebuild completion fish | source
 
     Images, bases and CA providers are those that are there when Tab is pressed; the store is that of the

@@ -106,7 +106,7 @@ def commands_of(program: click.Group) -> Iterator[tuple[tuple[str, ...], click.C
     """Walk all commands that are not hidden, in the order of their names; one with two names comes once.
 
     Yields:
-        the words behind the program's name, and the command; groups before what is in them.
+        the words after the program's name, and the command; groups before what is in them.
     """
     seen = set[click.Command]()
 

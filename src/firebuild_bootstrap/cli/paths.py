@@ -23,7 +23,7 @@ def check_writable(path: Path, what: str = "") -> None:
     """
     if not path.name:  # an empty value, or the root
         raise _unwritable(
-            what, path, "it is not the name of a file", "put the name of the file behind the directory"
+            what, path, "it is not the name of a file", "put the name of the file after the directory"
         )
     parent = path.parent
     try:

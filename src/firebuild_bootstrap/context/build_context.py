@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.context.fetch import Cloned
     from firebuild_bootstrap.sshagent import SshAgent
 
-_SUBDIRECTORY: Final = "the directory behind the colon of #REF:DIRECTORY is one of the repository"
+_SUBDIRECTORY: Final = "the directory after the colon of #REF:DIRECTORY is one of the repository"
 # difflib compares with each of them in time proportional to its length: an error must not take seconds.
 _COMPARED_NAMES: Final = 10_000
 

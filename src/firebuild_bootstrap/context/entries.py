@@ -384,7 +384,7 @@ class ContextPlace:
     """What messages say of a context whose directory its user does not know.
 
     Args:
-        where: behind "the build context".
+        where: after "the build context".
         hint: where something is not in it; None to tell what is.
     """
 

@@ -24,7 +24,7 @@ _BIO_CTRL_INFO = 3
 _LONGEST_NAME = 64  # ub-common-name, RFC 5280, appendix A.1
 
 _P, _I, _L, _S = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_char_p
-# What each function takes, behind the type of what it returns.
+# What each function takes, after the type of what it returns.
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "ASN1_STRING_set": (_I, _P, _S, _I),
     "ASN1_STRING_type_new": (_P, _I),

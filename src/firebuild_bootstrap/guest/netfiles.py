@@ -105,7 +105,7 @@ class _Replacement(NamedTuple):
         """Put the image's own file back unless the RUN has put something else into its place.
 
         Returns:
-            what the RUN wrote into the file, and whether that comes behind what was there; None for nothing.
+            what the RUN wrote into the file, and whether that comes after what was there; None for none.
         """
         written = None
         if not os.stat(".", dir_fd=place.directory).st_nlink:

@@ -57,7 +57,7 @@ class Attestations:
     """What a user wants to be said about an image.
 
     Args:
-        provenance: how much of it goes out; None for nothing.
+        provenance: how much of it goes out; None for none.
         sbom: whether the list of packages goes out.
         kept: whether a build keeps its provenance in the store.
         builder_id: URI of whoever builds; empty for that of firebuild.

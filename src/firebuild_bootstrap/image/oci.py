@@ -252,7 +252,7 @@ def parse_manifest(
 
     Args:
         data: its bytes; `Descriptor.check` has compared them with what named them.
-        media_type: what whoever sent it says that it is, without parameters; empty for nothing.
+        media_type: what whoever sent it says that it is, without parameters; empty for none.
         configs: types of what its configuration may be; by default those of images.
 
     Raises:

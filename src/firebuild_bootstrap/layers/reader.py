@@ -167,7 +167,7 @@ class LayerReader:
     # --- content ----------------------------------------------------------------------------------
 
     def read(self, size: int, /) -> bytes:
-        """Return up to `size` bytes of the stored content of the current file, b"" behind its end."""
+        """Return up to `size` bytes of the stored content of the current file, b"" at its end."""
         return bytes(self._piece(size)[1]) if self._regions else b""
 
     def pieces(self) -> Iterator[tuple[int, memoryview]]:

@@ -265,7 +265,7 @@ def find_regions(
 
     Args:
         size: of the file, in bytes.
-        extents: (first byte, byte behind the last) of what may not be zeros, in order.
+        extents: (first byte, byte after the last) of what may not be zeros, in order.
         read: returns so many bytes (first argument) from an offset (second argument).
     """
     if size < HOLE_BYTES:

@@ -24,7 +24,7 @@ DOCTOR: Final = "`firebuild doctor` says what this machine can do and what is mi
 def pointing_to_doctor(
     settings: MachineSettings, kinds: tuple[type[FirebuildError], ...] = (MachineError,)
 ) -> Iterator[None]:
-    """Have errors of the block point to `firebuild doctor`, behind the hint that they have already.
+    """Have errors of the block point to `firebuild doctor`, after the hint that they have already.
 
     Those of the driver `external` don't: what starts that machine is not firebuild's, and may be elsewhere.
 

@@ -105,7 +105,7 @@ class RegistriesSettings(Settings):
     default: Host = "docker.io"
     """The registry of names without one, such as debian:12."""
     namespace: Annotated[str, Field(pattern=r"^([a-z0-9]+([._-]+[a-z0-9]+)*)?$")] = "library"
-    """What comes before names without a slash there: debian is library/debian. Empty for nothing."""
+    """What comes before names without a slash there: debian is library/debian. Empty for none."""
     pull: Literal["missing", "always", "never"] = "missing"
     """When to pull what FROM and --from name: missing, always or never; see --pull."""
     timeout: PositiveDuration = timedelta(seconds=30)

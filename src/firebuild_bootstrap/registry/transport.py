@@ -369,7 +369,7 @@ class Registry:
             return self._found[repository]
 
     def _authorization(self, scopes: tuple[str, ...], repository: str, what: str) -> str:
-        """Return the header for what the registry has asked for so far; empty for nothing."""
+        """Return the header for what the registry has asked for so far; empty for none."""
         challenge = self._challenge
         if not challenge:
             return ""

@@ -293,7 +293,7 @@ def end_holders(descriptor: int) -> list[int]:
 
 
 def end_orphans(store: Path) -> list[int]:
-    """Send SIGKILL to what waits for ever of sandboxes with files of a store, and return the process ids.
+    """Send SIGKILL to what waits forever of sandboxes with files of a store, and return the process ids.
 
     bubblewrap's child does not notice, until its ids are mapped, that its monitor has died, which dies with
     whoever called it.

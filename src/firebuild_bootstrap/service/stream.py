@@ -89,7 +89,7 @@ class Stream:
         self._steps = steps
         self._layers = layers
         self._agents = agents
-        self._begun = threading.Lock()  # held for ever by the one guest that there is
+        self._begun = threading.Lock()  # held forever by the one guest that there is
 
     def generic_handler(self) -> grpc.GenericRpcHandler:
         """Return the method for `grpc.Server.add_generic_rpc_handlers`."""

@@ -57,7 +57,7 @@ class Entry:
         id: its key in the store of layers, which no other layer ever has; of a base, its digest.
         key: the key that it is a result of; empty for a base.
         parent: what it lies on: the id of a layer, the digest of a base, several of them as `above` names
-            them, or `LINKED`; empty for nothing.
+            them, or `LINKED`; empty for none.
         size: bytes that it takes on the disk.
         text: the instruction, for display.
         created: seconds since 1970; 0 where that is not known.
@@ -146,7 +146,7 @@ class Cache:
 
         Args:
             chain: keys, each of what lies on the one before it.
-            base: what the first lies on, as `above` names it; empty for nothing.
+            base: what the first lies on, as `above` names it; empty for none.
             linked: those keys whose layers are made apart.
 
         Raises:

@@ -98,8 +98,6 @@ def _attributes(text: str, part: str, separator: str, known: tuple[str, ...]) ->
 def _spelling(name: str, known: tuple[str, ...]) -> str:
     other = _QUERY if known is _PATH else _PATH
     if name in other:
-        return (
-            f'"{name}" stands behind the question mark' if other is _QUERY else f'"{name}" stands before it'
-        )
+        return f'"{name}" stands after the question mark' if other is _QUERY else f'"{name}" stands before it'
     close = get_close_matches(name, known, 1)
     return f'did you mean "{close[0]}"?' if close else f"known are {', '.join(known)}"

@@ -65,7 +65,7 @@ class Space:
         self.at = 0
         """The next block that is free; all before are used, but for the gaps."""
         self.gaps: list[tuple[int, int]] = []
-        """What was passed over: the first block, and the one behind."""
+        """What was passed over: the first block, and the one after it."""
         self._limit = 0
         self._next = 0
         self._skip()
@@ -94,7 +94,7 @@ class Space:
         return self.take(count)[0][0]
 
     def used_in(self, group: int, blocks: int) -> list[tuple[int, int]]:
-        """Return the used blocks of a group, counted from its first: the first one, and the one behind.
+        """Return the used blocks of a group, counted from its first: the first one, and the one after it.
 
         Args:
             group: its number.
@@ -288,7 +288,7 @@ def group_blocks(
 
 
 def _bitmap(stretches: Iterable[tuple[int, int]]) -> bytes:
-    """Return a block with ones in `stretches`: the first place, and the one behind."""
+    """Return a block with ones in `stretches`: the first place, and the one after it."""
     bits = 0
     for first, behind in stretches:
         bits |= (1 << behind) - (1 << first)

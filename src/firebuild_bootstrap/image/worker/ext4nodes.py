@@ -28,7 +28,7 @@ Run = tuple[int, int, int]
 """Blocks of a file: the first one in the file, the first one on the disk, how many."""
 
 _INODE: Final = Struct("<2H5I2H3I60s4I6H2H7I96s")
-_EXTRA_SIZE: Final = 32  # of the fields behind the first 128 bytes
+_EXTRA_SIZE: Final = 32  # of the fields after the first 128 bytes
 _ERA: Final = 1 << 32
 _OLDEST: Final = -(_ERA // 2)
 _YOUNGEST: Final = 4 * _ERA - _ERA // 2 - 1  # in the year 2446

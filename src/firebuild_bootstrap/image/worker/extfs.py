@@ -237,7 +237,7 @@ class FileContent(io.RawIOBase):
         return True
 
     def data(self) -> Iterator[tuple[int, int]]:
-        """Yield (first byte, byte behind the last) of everything that may not be zeros."""
+        """Yield (first byte, byte after the last) of everything that may not be zeros."""
         block = self._image.block_size
         for extent in self._extents:
             if extent.written:

@@ -145,7 +145,7 @@ def _readable(entry: Entry) -> Entry:
 def _set_root_time(image: str, seconds: int) -> None:
     """Set the time of the root, which is that of now: sqfstar 4.5 has -root-time, and does nothing with it.
 
-    Inodes are in blocks of 8192 bytes, each behind two bytes of its length, and not compressed (-noI). The
+    Inodes are in blocks of 8192 bytes, each after two bytes of its length, and not compressed (-noI). The
     superblock says where that of the root is, and where the first of all is.
     """
     with open(image, "r+b") as file:

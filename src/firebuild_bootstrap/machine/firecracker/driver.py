@@ -49,7 +49,7 @@ from firebuild_pki.homes import absolute
 
 _READY_SECONDS: Final = 10.0
 _LOG_LINE: Final = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+ \[[^\]]*\] ")
-# Faster boots: no probing for hardware that Firecracker has not, as its own default command line.
+# Faster boots: no probing for hardware that Firecracker does not have, as its own default command line.
 _KERNEL_ARGUMENTS: Final = ("i8042.noaux", "i8042.nomux", "i8042.dumbkbd")
 # The first release that can have PCI, and says pci=off by itself where it has none.
 _PCI: Final = (1, 13)

@@ -199,7 +199,7 @@ class QemuMachine(VirtualMachine):
         if self._namespace is None or self._log is None:
             return None
         if self._has_write_errors():
-            # Its kernel may try for ever, while vminit goes on to say that it lives.
+            # Its kernel may try forever, while vminit goes on to say that it lives.
             self._namespace.process.kill()
             self._report = GuestReport("none", message=self._write_error_text())
             return MachineExit(_KILLED, self._report.message, explained=True)

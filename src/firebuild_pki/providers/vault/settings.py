@@ -43,7 +43,7 @@ def check_address(text: str) -> str:
     tail = parts.path.rstrip("/").rpartition("/")[2]
     if tail in {"v1", "ui"}:
         bare = text.rstrip("/").removesuffix(f"/{tail}")
-        raise _refusal(f'{wanted}, found "{text}"', f"leave /{tail} away: {bare}")
+        raise _refusal(f'{wanted}, found "{text}"', f"leave /{tail} out: {bare}")
     if not is_safe(text):
         raise _refusal(
             f'expected https, found plain http to "{parts.hostname}"',
@@ -274,7 +274,7 @@ def settings_notes(settings: VaultSettings) -> Iterator[Note]:
         path = urlsplit(address).path
         if path.split("/")[1:2] in (["v1"], ["ui"]):
             bare = address.removesuffix(path)
-            hint = f"leave it away: {bare}; unless a proxy has Vault there"
+            hint = f"leave it out: {bare}; unless a proxy has Vault there"
             yield Note(f"{path} comes before /v1/… in each request", "address", hint)
     plain = [address for address in settings.address if address.startswith("http://")]
     if plain and (isinstance(settings.auth, CertAuth) or tls != TLSSettings()):
