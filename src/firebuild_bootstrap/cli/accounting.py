@@ -62,9 +62,11 @@ def attest_options(function: FunctionT) -> FunctionT:
 def provenance(tag: str, mode: str, config_file: Path | None) -> None:
     """Print how an image was built: an in-toto statement with SLSA provenance, which is not signed."""
     from firebuild_bootstrap.image.attestations import Mode
+    from firebuild_bootstrap.image.names import Reference
 
     with watched(config_file) as home:
-        name, image = _held(home, tag)
+        name = Reference.parse_tag(tag)
+        image = home.images.inspect(name, hold=True)
         click.echo(provenance_text(home, image, name, Mode(mode)), nl=False)
 
 
@@ -74,9 +76,10 @@ def provenance(tag: str, mode: str, config_file: Path | None) -> None:
 def sbom(tag: str, config_file: Path | None) -> None:
     """Print the packages that are found in an image, as a CycloneDX document; it is made once and kept."""
     from firebuild_bootstrap.cli.output import as_text
+    from firebuild_bootstrap.image.names import Reference
 
     with watched(config_file) as home:
-        _, image = _held(home, tag)
+        image = home.images.inspect(Reference.parse_tag(tag), hold=True)
         click.echo(as_text(packages_of(home, image)), nl=False)
 
 
@@ -148,11 +151,3 @@ def statements_about(
     if wanted.sbom:
         found.append(statement(names, digest, SBOM, packages_of(home, image)))
     return found
-
-
-def _held(home: Home, tag: str) -> tuple[Reference, StoredImage]:
-    """Return an image whose files stay, whoever removes it."""
-    from firebuild_bootstrap.image.names import Reference
-
-    wanted = Reference.parse_tag(tag)
-    return wanted, home.images.find(wanted, hold=True) or home.images.inspect(wanted)

@@ -98,7 +98,7 @@ def path(tag: str, kind: str | None, config_file: Path | None) -> None:
     if not there:
         spec = OutputSpec(OutputType(kind or "ext4"))
         with watched(config_file) as home:
-            paths = [home.form(_held(home, tag), spec, any_size=True, changed=True)]
+            paths = [home.form(home.images.inspect(_tag(tag), hold=True), spec, any_size=True, changed=True)]
     for found in paths:
         click.echo(os.fsencode(found))  # for programs: exactly as it is
 
@@ -157,7 +157,7 @@ def _export_forms(tag: str, outputs: tuple[str, ...], config_file: Path | None) 
     check_paths(specs)
     check_programs(specs)
     with watched(config_file, writable=False) as home:
-        image = _held(home, tag)
+        image = home.images.inspect(_tag(tag), hold=True)
         names = [((_tag(tag),), image)]
         paths = []
         with Deliveries(home.trees) as deliveries:
@@ -190,7 +190,7 @@ def _export_microvm(
         raise InputError(f"--size: {error}") from error
     settings = settings_from(config_file).machine.firecracker
     with watched(config_file, writable=False) as home:
-        image = _held(home, tag)
+        image = home.images.inspect(_tag(tag), hold=True)
         written = write_microvm(
             home, image, firecracker, settings, kernel=kernel, size=wanted, machine=os.uname().machine
         )
@@ -238,7 +238,7 @@ def push(
     attestations = read_attestations(attest, provenance, sbom)
     settings = settings_from(config_file)
     with watched(config_file) as home:
-        found = {tag: _held(home, str(tag)) for tag in dict.fromkeys(map(_tag, tags))}
+        found = {tag: home.images.inspect(tag, hold=True) for tag in dict.fromkeys(map(_tag, tags))}
         for each, image in found.items():
             for tag, digest in push_image(
                 settings, home, image, (each,), home.tasks, attestations=attestations
@@ -277,7 +277,7 @@ def save(tags: tuple[str, ...], dest: Path | None, kind: str, config_file: Path 
     spec = OutputSpec(OutputType(kind), None if to_stdout or dest is None else dest.absolute())
     check_paths([spec])
     with watched(config_file, writable=False) as home:
-        found = {tag: _held(home, str(tag)) for tag in dict.fromkeys(map(_tag, tags))}
+        found = {tag: home.images.inspect(tag, hold=True) for tag in dict.fromkeys(map(_tag, tags))}
         images = [((tag,), image) for tag, image in found.items()]
         if to_stdout:
             send(images, spec, home)
@@ -574,12 +574,6 @@ def _document(home: Home, image: StoredImage) -> dict[str, Any]:
     with suppress(FirebuildError):
         identity = home.image_id(image)
     return image_document(image, identity)
-
-
-def _held(home: Home, tag: str) -> StoredImage:
-    """Return an image whose files stay, whoever removes it."""
-    wanted = _tag(tag)
-    return home.images.find(wanted, hold=True) or home.images.inspect(wanted)
 
 
 def _usage(home: Home) -> Iterator[_Used]:

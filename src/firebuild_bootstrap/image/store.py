@@ -466,14 +466,18 @@ class ImageStore:
                 return self.find(tag, hold=hold)
         return None
 
-    def inspect(self, tag: Reference) -> StoredImage:
+    def inspect(self, tag: Reference, *, hold: bool = False) -> StoredImage:
         """Return an image.
+
+        Args:
+            tag: its name.
+            hold: as for `find`.
 
         Raises:
             InputError: there is none of that tag; the hint lists those there are.
             MachineError: as `find`.
         """
-        found = self.find(tag)
+        found = self.find(tag, hold=hold)
         if found is None:
             raise self._unknown(tag)
         return found
