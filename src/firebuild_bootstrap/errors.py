@@ -112,7 +112,7 @@ class InputErrors:
         self.found: list[InputError] = []
 
     def add(self, error: InputError) -> None:
-        """Add one."""
+        """Keep an error for the report."""
         self.found.append(error)
 
     def collected(self) -> _Collected:

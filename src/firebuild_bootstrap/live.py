@@ -103,7 +103,7 @@ class Log:
             yield b"\n"
 
     def close(self) -> None:
-        """Forget it."""
+        """Discard the output that was kept."""
         self._spool.close()
 
 

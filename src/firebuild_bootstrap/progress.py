@@ -114,10 +114,10 @@ class JsonRenderer:
         self._out.flush()
 
     def pause(self) -> None:
-        """Go on: lines of JSON do not share a terminal with anybody."""
+        """Nothing to do: lines of JSON share a terminal with nothing."""
 
     def resume(self) -> None:
-        """Go on."""
+        """Nothing to do, as in `pause`."""
 
     def close(self) -> None:
         """Nothing is pending."""

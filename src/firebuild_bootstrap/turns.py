@@ -38,7 +38,7 @@ class Spool:
         self.size = 0
 
     def append(self, data: bytes) -> None:
-        """Keep more.
+        """Append to the file.
 
         Raises:
             OSError: the disk is full, say; nothing has been added then.
@@ -59,7 +59,7 @@ class Spool:
             yield piece
 
     def close(self) -> None:
-        """Forget it."""
+        """Delete the file, which has no name; nothing can be read any more."""
         if self._file is not None:
             self._file.close()
 
@@ -112,7 +112,7 @@ class _Waiting:
         self.close()
 
     def close(self) -> None:
-        """Forget it."""
+        """Discard the events that wait."""
         self._spool.close()
 
 

@@ -40,7 +40,7 @@ class Answer(Protocol):
     """Takes what the guest says of a certificate: a request, that its files are there, or why not."""
 
     def __call__(self, number: int, *, csr: bytes = b"", error: str = "") -> None:
-        """Take it."""
+        """Take the answer to certificate `number`: a CSR in PEM, why it failed, or success with neither."""
         ...
 
 

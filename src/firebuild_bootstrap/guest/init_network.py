@@ -102,7 +102,7 @@ class Interface:
         self.name = name
 
     def set_up(self) -> None:
-        """Switch it on."""
+        """Bring the interface up (IFF_UP)."""
         flags = struct.unpack("16xH", self._ask(_SIOCGIFFLAGS, b"")[:18])[0]
         self._ask(_SIOCSIFFLAGS, struct.pack("H", flags | _IFF_UP))
 

@@ -50,7 +50,7 @@ class Pin:
         self._fingerprint = fingerprint.replace(":", "").lower()
 
     def matches(self, certificate: PeerCertificate) -> bool:
-        """Tell whether it is the one."""
+        """Tell whether a certificate is the pinned one."""
         return hmac.compare_digest(self._fingerprint, certificate.fingerprint)
 
 
