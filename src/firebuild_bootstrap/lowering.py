@@ -168,7 +168,7 @@ def lower(
         with errors.collected():
             match step.operation:
                 case Copy() as copy:
-                    # What patterns find in a stage may be nothing: a step all the same, with a layer of nothing.
+                    # Patterns may find nothing in a stage: it is a step all the same, with an empty layer.
                     resource = sent.get((stage.index, place)) or _resource(step, copy, trees)
                     steps.append(_lowered(step, number, {f"step-{number}": resource}))
                 case Run() as run:

@@ -1,8 +1,8 @@
 """What reads bytes that somebody else wrote, each as a function that a fuzzer can call.
 
 A target takes any bytes. It may raise what its `Target` names, which is how the product says that input is
-wrong; any other exception is a fault, and so is an input that takes more than `SECONDS` of a processor. One that
-waits is found by libFuzzer's -timeout.
+wrong; any other exception is a fault, and so is an input that takes more than `SECONDS` of a processor. One
+that waits is found by libFuzzer's -timeout.
 """
 
 from __future__ import annotations

@@ -489,7 +489,9 @@ class Results:
             return
         if entries:  # its tree is without the layers that are in the cache by now
             missing = len(stage.steps) - start.done - len(start.linked) - len(entries)
-            raise MachineError(f"{missing} layers of the stage {stage.title} did not come back from its machine")
+            raise MachineError(
+                f"{missing} layers of the stage {stage.title} did not come back from its machine"
+            )
         if (tree := machine.tree()) is not None:
             self._made[stage.index] = (tree,)
 
