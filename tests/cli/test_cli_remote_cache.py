@@ -143,6 +143,7 @@ def configured(cli: Cli, path: Path, host: str, ca: CA, **more: Any) -> None:
 
 
 @pytest.mark.needs("docker-registry")
+@pytest.mark.needs("ids")
 def test_a_second_machine_builds_nothing_that_the_first_one_built(
     machines: Machines, host_home: Path, ca: CA, tmp_path: Path
 ) -> None:
@@ -192,6 +193,7 @@ def test_a_second_machine_builds_nothing_that_the_first_one_built(
         assert changed.fetched == 0  # the blob of the link's layer is here
 
 
+@pytest.mark.needs("ids")
 def test_what_fails_is_told_and_the_build_goes_on_or_has_its_image_at_least(
     machines: Machines, ca: CA, tmp_path: Path
 ) -> None:
@@ -273,6 +275,7 @@ def test_what_comes_from_one_cache_goes_to_another_though_it_was_never_here(mach
     assert machines.build(context, "--cache-from", f"type=local,src={one}").said == []
 
 
+@pytest.mark.needs("ids")
 def test_a_layer_that_is_gone_is_made_again(machines: Machines) -> None:
     shared = machines.local()
     context = machines.use("first")

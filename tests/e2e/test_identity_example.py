@@ -108,6 +108,7 @@ works(*first)
 
 
 @pytest.mark.long
+@pytest.mark.needs("ids")  # a warning is said without
 @pytest.mark.timeout(400)
 def test_a_workload_sees_its_certificate_replaced_twice_and_each_works_until_the_next(tmp_path: Path) -> None:
     firebuild = Firebuild(tmp_path / "home")

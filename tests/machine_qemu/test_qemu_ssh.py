@@ -14,7 +14,7 @@ import pytest
 from support import Firebuild
 
 pytestmark = [
-    pytest.mark.needs("userns", "busybox", "qemu", "sshd", "ssh-agent"),
+    pytest.mark.needs("userns", "ids", "busybox", "qemu", "sshd", "ssh-agent"),
     pytest.mark.xdist_group("qemu"),
     pytest.mark.timeout(400),
 ]
