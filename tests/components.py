@@ -12,7 +12,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from support import OPENRC, step_ca_program
+from support import BUILDKIT, OPENRC, step_ca_program
 
 
 def _program(name: str) -> Callable[[], bool]:
@@ -81,6 +81,7 @@ _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "curl": (_program("curl"), "apt install curl"),
     "ip": (_program("ip"), "apt install iproute2"),
     "runc": (_program("runc"), "apt install runc"),
+    "buildkit": ((BUILDKIT / "buildkitd").exists, "tests/oracle/buildkit/build builds it"),
     "shellcheck": (_program("shellcheck"), "apt install shellcheck"),
     "systemd": (Path("/usr/lib/systemd/systemd").exists, "apt install systemd"),
     "openrc": ((OPENRC / "sbin/openrc-init").exists, f"sudo tests/initramfs/fetch openrc {OPENRC}"),

@@ -22,6 +22,7 @@ from typing import Final
 MODULES: Final = (
     "authorities",
     "clocks",
+    "differences",
     "disks",
     "escapes",
     "fuzzed",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -13,7 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-PROGRAMS = Path(os.environ.get("FIREBUILD_TEST_BUILDKIT", "/var/cache/firebuild-tests/buildkit"))
+from support import BUILDKIT
+
 _CONFIG = """\
 root = "{state}/buildkit"
 [grpc]
@@ -88,7 +88,7 @@ class Order:
 class BuildKit:
     """A daemon that listens on a Unix socket below `state`, and ends with the `with` block. Needs root."""
 
-    def __init__(self, state: Path, programs: Path = PROGRAMS) -> None:
+    def __init__(self, state: Path, programs: Path = BUILDKIT) -> None:
         self._state = state
         self._programs = programs
         self._process: subprocess.Popen[bytes] | None = None

@@ -56,7 +56,7 @@ def home(directory: Path) -> Home:
     return store
 
 
-def build(case: Case, directory: Path, args: Mapping[str, str], store: Home) -> Tree:
+def build(case: Case, directory: Path, args: Mapping[str, str], store: Home, *, cached: bool = False) -> Tree:
     """Build a case that has been laid into a directory, and return the image's files.
 
     Raises:
@@ -71,7 +71,7 @@ def build(case: Case, directory: Path, args: Mapping[str, str], store: Home) -> 
         secrets={name: Secret(value.encode()) for name, value in case.secrets.items()},
         target=case.target or None,
         outputs=(OutputSpec(OutputType.TAR),),
-        no_cache=True,  # another case may be the same but for the times of its files
+        no_cache=not cached,  # another case may be the same but for the times of its files
     )
     image = build_image(request, BuildSettings(), store)
     assert image is not None

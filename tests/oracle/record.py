@@ -57,7 +57,7 @@ def _record(directory: Path, names: Sequence[str], *, ask_buildah: bool) -> None
     with BuildKit(directory / "daemon") as buildkit:
         for case in cases():
             if not names or case.name in names or case.area in names:
-                record = _outcome(case, directory / case.name, Ask(buildkit, layouts))
+                record = outcome(case, directory / case.name, Ask(buildkit, layouts))
                 records[case.name] = _with_remark(record, records.get(case.name, {}))
                 print(case.area, case.name, record.get("refused", ""), flush=True)
     if ask_buildah:
@@ -123,7 +123,8 @@ class Ask:
         return {name: layout for name, layout in self._layouts.items() if f" AS {name}\n" not in dockerfile}
 
 
-def _outcome(case: Case, directory: Path, ask: Ask) -> dict[str, Any]:
+def outcome(case: Case, directory: Path, ask: Ask) -> dict[str, Any]:
+    """Return the configuration and the files that BuildKit makes of a case, or why it refuses it."""
     case.lay(directory)
     archive = directory / "image.tar"
     try:
