@@ -17,10 +17,11 @@ from http.client import HTTPResponse
 from io import BufferedReader, RawIOBase
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager, ProxyManager, make_headers
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError, LocationParseError
 
 from firebuild_pki.display import one_line
 from firebuild_pki.errors import CAError, causes
@@ -145,15 +146,18 @@ def make_pool(
     """Return what keeps connections, whose time limits are for the whole head of an answer.
 
     Args:
-        proxy: its URL, with a user and password where it wants them.
+        proxy: its URL, with a user and password where it wants them; http where it names no scheme.
         several: connections that are kept for each host.
         server_name: to expect in certificates instead of the host.
+
+    Raises:
+        UnusableProxy: `proxy` is not the URL of a proxy that speaks HTTP.
     """
     pool: PoolManager
     if proxy is None:
         pool = PoolManager(ssl_context=context, maxsize=several, server_hostname=server_name)
     else:
-        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        parts = _proxy_parts(proxy)
         headers = None
         if parts.username is not None:
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
@@ -168,6 +172,26 @@ def make_pool(
         )
     pool.pool_classes_by_scheme = _POOLS
     return pool
+
+
+class UnusableProxy(HTTPError):
+    """The environment names a proxy by what is no address, which is not shown: it may hold a password."""
+
+
+def _proxy_parts(proxy: str) -> SplitResult:
+    expected = (
+        "expected the address of a proxy, such as http://proxy.example:3128, in HTTPS_PROXY or ALL_PROXY"
+    )
+    try:
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        usable = bool(parts.hostname) and parts.port != 0 and not any(map(str.isspace, parts.netloc))
+    except ValueError:
+        raise UnusableProxy(f"{expected}, found something else") from None
+    if parts.scheme not in ("http", "https"):
+        raise UnusableProxy(f"{expected}, found the scheme {one_line(parts.scheme, 20)}")
+    if not usable:
+        raise UnusableProxy(f"{expected}, found something else")
+    return parts
 
 
 def close_now(manager: PoolManager) -> None:
@@ -228,14 +252,20 @@ def wrapped(error: BaseException) -> list[BaseException]:
 
 
 LATE: Final = "no answer in time"
-UNUSABLE: Final = "not a usable address"
+
+
+def is_unusable(chain: Sequence[BaseException]) -> bool:
+    """Tell whether a connection failed because of an address that is none: it would the next time, too."""
+    return any(isinstance(cause, LocationParseError | UnusableProxy) for cause in chain)
 
 
 def connection_words(chain: Sequence[BaseException]) -> str:
     """Say in a few words why a connection gave no answer; see `wrapped`."""
     names = {type(cause).__name__ for cause in chain}
-    if "LocationParseError" in names:
-        return UNUSABLE
+    if is_unusable(chain):
+        return next(
+            (str(cause) for cause in chain if isinstance(cause, UnusableProxy)), "not a usable address"
+        )
     if "ProxyError" in names:
         return "the proxy in HTTPS_PROXY did not connect to it: " + _last_words(chain)
     if any("Timeout" in name for name in names):

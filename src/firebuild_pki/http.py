@@ -29,11 +29,11 @@ from urllib3.exceptions import HTTPError
 from firebuild_pki.addresses import is_safe, proxy_for
 from firebuild_pki.connections import (
     LATE,
-    UNUSABLE,
     TlsFault,
     client_context,
     close_now,
     connection_words,
+    is_unusable,
     make_pool,
     read_anchors,
     read_retry_after,
@@ -355,7 +355,7 @@ class HTTPClient:
                 passing = cause.errno == socket.EAI_AGAIN
                 return HTTPFailure(f"{self.address}: {words}", hint=self._unreachable, retryable=passing)
         words = connection_words(chain)
-        if words == UNUSABLE:
+        if is_unusable(chain):
             return HTTPFailure(f"{self.address}: {words}", hint=self._unreachable)
         if words != LATE and (failure := self._wants_tls()):  # HashiCorp Vault just hangs up
             return failure

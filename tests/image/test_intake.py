@@ -202,6 +202,50 @@ def test_an_image_needs_a_name(home: Home, tmp_path: Path) -> None:
     assert again.directory == image.directory
 
 
+def tagged(images: dict[str, Made]) -> dict[str, bytes]:
+    """Return the files of a layout in which images have tags, but no names."""
+    files, entries = dict[str, bytes](), []
+    for tag, made in images.items():
+        found = made.layout(**{"org.opencontainers.image.ref.name": tag})
+        entries += json.loads(found["index.json"])["manifests"]
+        files |= found
+    return files | {"index.json": json.dumps({"schemaVersion": 2, "manifests": entries}).encode()}
+
+
+def test_images_that_have_nothing_but_tags_are_told_with_these(home: Home, tmp_path: Path) -> None:
+    source = packed(tagged({"v1": GOOD, "v2": ONE}), tmp_path / "image.tar")
+    for name in ("", "given:1"):
+        with pytest.raises(InputError, match=r"has 2 images, and .* no whole name: v1, v2") as caught:
+            load(home, source, name)
+        assert "skopeo copy oci:DIRECTORY:TAG" in str(caught.value.hint)
+    assert kept(home) == set()
+
+
+def test_one_image_of_a_layout_is_taken_whatever_else_is_there(home: Home, tmp_path: Path) -> None:
+    other = Made([layer({"no": "no"})], platform="linux/s390x")
+    source = packed(tagged({"v1": ONE, "other": other}), tmp_path / "image.tar")
+    digest = described(json.dumps(ONE.manifest).encode(), "")["digest"]
+    for only in ("v1", digest):
+        assert len(home.intake.load(source, home.root, only=only).images) == 1
+    with pytest.raises(InputError, match="the image is for linux/s390x"):
+        home.intake.load(source, home.root, only="other")
+
+
+def test_artifacts_beside_an_image_are_left_out_and_what_is_wrong_is_named(
+    home: Home, tmp_path: Path
+) -> None:
+    files = GOOD.layout()
+    (entry,) = json.loads(files["index.json"])["manifests"]
+    sbom = entry | {"annotations": {}, "artifactType": "application/vnd.cyclonedx+json"}
+    files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [entry, sbom]}).encode()
+    (image,) = load(home, packed(files, tmp_path / "image.tar")).images
+    assert str(image.tag) == "made:1"
+    entry["platform"] = {"os": "linux", "architecture": "s390x"}
+    files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode()
+    with pytest.raises(InputError, match=r"^made:1: there is no image for linux/"):
+        load(home, packed(files, tmp_path / "other.tar"))
+
+
 def test_a_root_file_system_is_handed_on(home: Home, tmp_path: Path) -> None:
     found: list[bool] = []
     for source in (

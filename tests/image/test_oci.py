@@ -117,6 +117,31 @@ def test_the_only_image_without_a_platform_is_taken() -> None:
     assert found.choose(AMD64).digest == digest_of(b"it")
 
 
+def test_artifacts_and_empty_platforms_stand_in_no_way() -> None:
+    empty = {"platform": {"os": "", "architecture": ""}, "artifactType": CONFIG}
+    entries = [blob("sbom", MANIFEST) | {"artifactType": "text/sbom"}, blob("it", MANIFEST) | empty]
+    found = parse_manifest(json.dumps({"manifests": entries}).encode())
+    assert isinstance(found, Index)
+    assert found.choose(AMD64).digest == digest_of(b"it")
+    assert found.manifests[0].as_json() == entries[0]
+
+
+def test_several_images_without_a_platform_are_told() -> None:
+    found = parse_manifest(json.dumps({"manifests": [blob(one, MANIFEST) for one in "ab"]}).encode())
+    assert isinstance(found, Index)
+    with pytest.raises(InputError, match="there are 2 images under one name, none of which says its platf"):
+        found.choose(AMD64)
+
+
+def test_what_an_index_has_instead_of_images_is_told() -> None:
+    old = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+    found = parse_manifest(json.dumps({"manifests": [blob("it", old)]}).encode())
+    assert isinstance(found, Index)
+    with pytest.raises(InputError, match="no image for linux/amd64") as caught:
+        found.choose(AMD64)
+    assert caught.value.hint == f"it has none for any platform; not read is what is of the type {old}"
+
+
 @pytest.mark.parametrize(
     ("there", "hint"),
     [(["linux/s390x", "windows/amd64"], "linux/s390x, windows/amd64"), (["unknown/unknown"], "none for any")],
@@ -189,7 +214,9 @@ def test_the_type_that_a_registry_says_has_to_fit() -> None:
     [
         ({"rootfs": None}, "rootfs: expected an object, found None"),
         ({"rootfs": {"diff_ids": "x"}}, "diff_ids: expected at most"),
-        ({"rootfs": {"diff_ids": ["x"]}}, "rootfs.diff_ids: expected a digest, found 'x'"),
+        ({"rootfs": {"diff_ids": ["x"]}}, "rootfs.diff_ids: expected a sha256 digest, found 'x'"),
+        ({"rootfs": {"diff_ids": [f"sha512:{'a' * 128}"]}}, "expected a sha256 digest, found 'sha512:"),
+        ({"architecture": ""}, "architecture: expected a text, found an empty one"),
         ({"os": 5}, "os: expected a text"),
         ({"history": [1]}, r"history\[0\]: expected an object"),
         ({"config": {"Env": [1]}}, "Env of the image configuration"),

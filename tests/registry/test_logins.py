@@ -312,12 +312,24 @@ def test_a_registry_token_is_sent_as_it_is(small: Small, client: Client) -> None
         ),
         (json.dumps({"credHelpers": {"registry.example": "../x"}}), "can't be the name of a program"),
         (json.dumps({"credsStore": "not-there"}), "docker-credential-not-there can't be started"),
+        ("/root/.docker/config.json", "DOCKER_AUTH_CONFIG is not a JSON object"),
     ],
 )
 def test_a_file_that_is_wrong_is_named_and_not_shown(text: str, why: str) -> None:
     with pytest.raises(InputError, match=why) as caught:
         found({"HOME": "/none", "PATH": "/none", "DOCKER_AUTH_CONFIG": text})
     assert "auths" not in why or caught.value.hint == "log in again: docker login REGISTRY"
+    assert "started" not in why or "credHelpers in DOCKER_AUTH_CONFIG" in str(caught.value.hint)
+    assert "JSON" not in why or "not the path of one" in str(caught.value.hint)
+
+
+def test_a_login_may_be_base64_in_several_lines() -> None:
+    password = "long " * 30
+    auth = base64.encodebytes(f"me:{password}".encode()).decode()
+    assert auth.count("\n") > 1
+    config = json.dumps({"auths": {"registry.example": {"auth": auth}}})
+    login = found({"HOME": "/none", "DOCKER_AUTH_CONFIG": config})
+    assert (login.username, login.password) == ("me", password)
 
 
 def test_odd_sections_are_nothing(tmp_path: Path) -> None:
@@ -345,6 +357,8 @@ https://index.docker.io/v1/) echo '{{"Username": "hub", "Secret": "{secret}"}}' 
 empty.example) echo '{{"Username": "", "Secret": ""}}' ;;
 odd.example) echo '{{"Secret": "{secret}"}}' ;;
 broken.example) echo 'the keychain is locked'; exit 1 ;;
+moody.example) echo 'nobody is logged in' >&2; exit 1 ;;
+mute.example) exit 3 ;;
 *) echo 'credentials not found in native keychain'; exit 1 ;;
 esac
 """
@@ -364,6 +378,8 @@ def test_programs_for_credentials_are_asked_on_standard_input(tmp_path: Path) ->
     assert found(environ, "empty.example") is None
     for host, why, remedy in (
         ("broken", "failed with status 1: the keychain is locked", "echo broken.example | docker-"),
+        ("moody", "failed with status 1: nobody is logged in", "echo moody.example | docker-"),
+        ("mute", "failed with status 3: it said nothing", "echo mute.example | docker-"),
         ("odd", "no Username and", ""),
     ):
         with pytest.raises(InputError, match=why) as caught:

@@ -141,6 +141,33 @@ def test_a_proxy_is_asked_to_connect_and_its_password_is_not_shown(client: Clien
 
 
 @pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        (
+            "localhost:abc",
+            "such as http://proxy.example:3128, in HTTPS_PROXY or ALL_PROXY, found something else",
+        ),
+        ("http://me:secret-of-the-proxy@localhost:99999", "found something else"),
+        ("http://[::1", "found something else"),
+        ("http://a b:1", "found something else"),
+        ("socks5://localhost:1080", "found the scheme socks5"),
+    ],
+)
+def test_what_is_no_address_of_a_proxy_is_told_at_once(client: Client, url: str, why: str) -> None:
+    client.environ["HTTPS_PROXY"] = url
+    with pytest.raises(RegistryError, match=why) as caught:
+        client.registries().digest(Reference.parse("registry.example/web:1"))
+    assert "secret-of-the-proxy" not in str(caught.value)
+    assert not client.pauses
+
+
+@pytest.mark.parametrize("host", ["localhost:99999", "registry.example:0", "[::1]:65536"])
+def test_a_port_that_there_is_not_is_told(client: Client, host: str) -> None:
+    with pytest.raises(RegistryError, match="expected a port from 1 to 65535, found"):
+        client.registries().digest(Reference.parse(f"{host}/web:1"))
+
+
+@pytest.mark.parametrize(
     ("section", "why"),
     [
         ({"default": "https://registry.example"}, "expected HOST"),
@@ -153,6 +180,9 @@ def test_a_proxy_is_asked_to_connect_and_its_password_is_not_shown(client: Clien
         ({"hosts": {"a.example": {"address": "a.example"}}}, "expected an address such as"),
         ({"hosts": {"a.example": {"address": "https://a.example/v2"}}}, "something after the host"),
         ({"hosts": {"a.example": {"mirrors": ["b.example/"]}}}, "expected HOST"),
+        ({"hosts": {"a.example": {"mirrors": ["b.example:65536/x"]}}}, "from 1 to 65535, found 65536"),
+        ({"hosts": {"a.example": {"address": "https://a:123456"}}}, "from 1 to 65535, found 123456"),
+        ({"default": "[::1]:0"}, "from 1 to 65535, found 0"),
         ({"hosts": {"a.example": {"username": "me"}}}, "username and password together"),
         ({"hosts": {"a.example": {"username": "a:b", "password": {"env": "P"}}}}, "without a colon"),
         (

@@ -24,7 +24,7 @@ from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.layers.reader import DamagedArchive
 from firebuild_bootstrap.layers.tar import Hashed
 from firebuild_bootstrap.values import dataclass
-from firebuild_pki.display import counted
+from firebuild_pki.display import counted, one_line
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.image.layouts import ImageInFiles
@@ -175,20 +175,13 @@ class Intake:
             if not kind:
                 root(path)
                 return Loaded("")
-            found = layouts.images_in(files, self._platform)
+            found = layouts.images_in(files, self._platform, only or "")
             if only is not None:
                 found = [_chosen(found, only, source)]
-            if name is not None and len(found) > 1:
-                raise InputError(
-                    f"{source} has {counted(len(found), 'image')}, and one name is given",
-                    hint="leave --name out: they keep their own names",
-                )
+            elif problem := _unnamed(found, name):
+                raise InputError(f"{source} has {problem[0]}", hint=problem[1])
             images = []
             for each in found:
-                if not each.names and name is None and only is None:
-                    raise InputError(
-                        f"{source} has an image without a name", hint="give it one: --name NAME[:TAG]"
-                    )
                 check_image(each.manifest, each.document, self._platform)  # before a byte of it is copied
                 self._blobs.make_room(each.manifest.blobs)
                 with self._tasks.task("copying the layers"):
@@ -285,6 +278,22 @@ def _check_blob(path: Path, digest: str) -> None:
                 f"{path} was modified after it was stored, or the disk is failing",
                 hint="`firebuild store check --repair` removes it; then load or pull its image again",
             )
+
+
+def _unnamed(found: Sequence[ImageInFiles], name: Reference | None) -> tuple[str, str] | None:
+    """Say why images can't be kept under their names, or one that is given, with a hint; None if they can."""
+    whole = all(each.names for each in found)
+    if len(found) == 1:
+        return None if whole or name else ("an image without a name", "give it one: --name NAME[:TAG]")
+    if whole and name is None:
+        return None
+    if whole:
+        return f"{len(found)} images, and one name is given", "leave --name out: they keep their own names"
+    tags = ", ".join(each.tag or each.manifest.digest for each in found if not each.names)
+    return (
+        f"{len(found)} images, and what they are called there is no whole name: {one_line(tags, 300)}",
+        "load one at a time: `skopeo copy oci:DIRECTORY:TAG oci-archive:FILE`, and give it a --name",
+    )
 
 
 def _chosen(found: Sequence[ImageInFiles], wanted: str, source: Path) -> ImageInFiles:

@@ -57,7 +57,7 @@ from firebuild_bootstrap.layers.tar import (
     write_all,
 )
 from firebuild_bootstrap.values import dataclass
-from firebuild_pki.display import counted
+from firebuild_pki.display import counted, one_line
 
 _LAYOUT: Final = "oci-layout"
 _INDEX: Final = "index.json"
@@ -372,17 +372,18 @@ def kind_of(files: Files) -> str:
     return "docker archive" if files.has(_DOCKER) else ""
 
 
-def images_in(files: Files, platform: Platform) -> list[ImageInFiles]:
-    """Return all images of a layout or docker archive.
+def images_in(files: Files, platform: Platform, only: str = "") -> list[ImageInFiles]:
+    """Return all images of a layout or docker archive; artifacts beside them are left out.
 
     Args:
         files: of which `kind_of` says something.
         platform: which to choose where there are several for one name.
+        only: a tag or digest; what else `index.json` names is not looked at if it has that.
 
     Raises:
         InputError: a document in it is missing, damaged, or not what its digest says.
     """
-    found = _of_layout(files, platform) if files.has(_LAYOUT) else _of_docker(files)
+    found = _of_layout(files, platform, only) if files.has(_LAYOUT) else _of_docker(files)
     if not found:
         raise InputError("there is no image in it", hint="an empty layout holds nothing to start from")
     return found
@@ -403,7 +404,7 @@ def _path_of(digest: str) -> str:
 # --- OCI image layouts ----------------------------------------------------------------------------
 
 
-def _of_layout(files: Files, platform: Platform) -> list[ImageInFiles]:
+def _of_layout(files: Files, platform: Platform, only: str) -> list[ImageInFiles]:
     version = _json(_document(files, _LAYOUT), _LAYOUT)
     if not isinstance(version, dict) or version.get("imageLayoutVersion") != "1.0.0":
         raise InputError(f"{_LAYOUT}: expected imageLayoutVersion 1.0.0, found {version!r:.100}")
@@ -412,16 +413,34 @@ def _of_layout(files: Files, platform: Platform) -> list[ImageInFiles]:
         raise InputError(f"{_INDEX} is not an index", hint="make the layout again")
     groups: dict[tuple[tuple[Reference, ...], str], list[Descriptor]] = {}
     for entry in index.manifests:
-        groups.setdefault((_names(entry), entry.annotations.get(REF_NAME, "")), []).append(entry)
-    found = []
+        if entry.is_image or not entry.artifact_type:
+            groups.setdefault((_names(entry), entry.annotations.get(REF_NAME, "")), []).append(entry)
+    chosen = {}
     for (names, tag), entries in groups.items():
-        manifest, (_, *digests) = choose_image(
-            Index(tuple(entries)), platform, lambda entry: _document(files, _path_of(entry.digest))
-        )
-        document = parse_config(manifest.config.check(_document(files, _path_of(manifest.config.digest))))
-        paths = {blob.digest: _path_of(blob.digest) for blob in manifest.blobs}
-        found.append(ImageInFiles(names, manifest, document, tuple(digests), paths, tag=tag))
+        if only in (tag, *(name.tag for name in names), *map(str, names)):
+            chosen[names, tag] = entries
+        elif alone := [entry for entry in entries if entry.digest == only]:
+            chosen[names, tag] = alone
+    found = []
+    for (names, tag), entries in ((only and chosen) or groups).items():
+        try:
+            found.append(_of_entries(files, platform, names, tag, entries))
+        except InputError as error:
+            called = str(names[0]) if names else tag
+            said = f"{one_line(called, 200)}: {error.message}" if called else error.message
+            raise InputError(said, hint=error.hint) from error
     return found
+
+
+def _of_entries(
+    files: Files, platform: Platform, names: tuple[Reference, ...], tag: str, entries: Sequence[Descriptor]
+) -> ImageInFiles:
+    manifest, (_, *digests) = choose_image(
+        Index(tuple(entries)), platform, lambda entry: _document(files, _path_of(entry.digest))
+    )
+    document = parse_config(manifest.config.check(_document(files, _path_of(manifest.config.digest))))
+    paths = {blob.digest: _path_of(blob.digest) for blob in manifest.blobs}
+    return ImageInFiles(names, manifest, document, tuple(digests), paths, tag=tag)
 
 
 def _names(entry: Descriptor) -> tuple[Reference, ...]:

@@ -19,7 +19,7 @@ from firebuild_bootstrap.image.blobs import DIGEST, NOT_AS_ANNOUNCED, BlobError,
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.values import dataclass
-from firebuild_pki.display import counted
+from firebuild_pki.display import counted, one_line
 
 MAX_DOCUMENT: Final = 4 * 1024 * 1024
 """Bytes of a manifest, an index or a configuration; registries take no more (distribution spec, "Push")."""
@@ -64,6 +64,7 @@ class Descriptor:
     Args:
         platform: of a manifest in an index; None where it says none.
         annotations: of an index's manifest or a layer.
+        artifact_type: of an index's manifest that is no image but something like a list of packages.
     """
 
     media_type: str
@@ -71,6 +72,7 @@ class Descriptor:
     size: int
     platform: Platform | None = None
     annotations: Mapping[str, str] = field(default_factory=dict)
+    artifact_type: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Return it as in a manifest."""
@@ -81,7 +83,16 @@ class Descriptor:
                 document["platform"]["variant"] = self.platform.variant
         if self.annotations:
             document["annotations"] = dict(self.annotations)
+        if self.artifact_type:
+            document["artifactType"] = self.artifact_type
         return document
+
+    @property
+    def is_image(self) -> bool:
+        """Whether an entry of an index is an image; attestations and other artifacts stand beside them."""
+        unknown = self.platform is not None and self.platform.os == "unknown"
+        artifact = self.artifact_type not in ("", CONFIG, DOCKER_CONFIG)
+        return self.media_type in ACCEPTED and not unknown and not artifact
 
     @classmethod
     def from_json(cls, document: object, what: str = "a descriptor") -> Descriptor:
@@ -95,12 +106,15 @@ class Descriptor:
         if DIGEST.fullmatch(digest) is None:
             raise InputError(f"{what}: expected a sha256 or sha512 digest, found {digest!r:.200}")
         platform = members.get("platform")
+        if isinstance(platform, dict) and not platform.get("os") and not platform.get("architecture"):
+            platform = None  # so programs in Go write it whose platform is no pointer
         return cls(
             media_type=members.text("mediaType"),
             digest=digest,
             size=members.number("size"),
             platform=None if platform is None else _platform(_Object(platform, f"{what}: platform")),
             annotations=members.texts("annotations"),
+            artifact_type=members.text("artifactType", ""),
         )
 
     def check(self, data: bytes) -> bytes:
@@ -179,16 +193,22 @@ class Index:
         """
         for wanted in platform.runs():
             for each in self.manifests:
-                if each.platform == wanted and _is_image(each):
+                if each.platform == wanted and each.is_image:
                     return each
-        unsaid = [each for each in self.manifests if each.platform is None and _is_image(each)]
+        images = [each for each in self.manifests if each.is_image]
+        unsaid = [each for each in images if each.platform is None]
         if len(unsaid) == 1:
             return unsaid[0]
-        there = sorted({str(each.platform) for each in self.manifests if each.platform and _is_image(each)})
-        raise InputError(
-            f"there is no image for {platform} in the index",
-            hint=f"it has {', '.join(there[:20])}" if there else "it has none for any platform",
-        )
+        if images and len(unsaid) == len(images):
+            raise InputError(
+                f"there are {len(unsaid)} images under one name, none of which says its platform",
+                hint="name one by its digest, or give each a tag of its own",
+            )
+        there = sorted({str(each.platform) for each in images if each.platform})
+        hint = f"it has {', '.join(there[:20])}" if there else "it has none for any platform"
+        if strange := sorted({each.media_type for each in self.manifests} - {*ACCEPTED}):
+            hint += f"; not read is what is of the type {one_line(', '.join(strange[:5]), 300)}"
+        raise InputError(f"there is no image for {platform} in the index", hint=hint)
 
 
 @dataclass(frozen=True)
@@ -355,8 +375,8 @@ def parse_config(data: bytes) -> ImageDocument:
     if not isinstance(diff_ids, list) or len(diff_ids) > MAX_MEMBERS:
         raise InputError(f"{what}: rootfs.diff_ids: expected at most {MAX_MEMBERS} digests")
     for each in diff_ids:
-        if not isinstance(each, str) or DIGEST.fullmatch(each) is None:
-            raise InputError(f"{what}: rootfs.diff_ids: expected a digest, found {each!r:.200}")
+        if not isinstance(each, str) or DIGEST.fullmatch(each) is None or not each.startswith("sha256:"):
+            raise InputError(f"{what}: rootfs.diff_ids: expected a sha256 digest, found {each!r:.200}")
     history = tuple(_history(*each) for each in members.objects("history", _MAX_HISTORY))
     return ImageDocument(
         platform=_platform(members),
@@ -378,14 +398,8 @@ def is_layer_of(history: Mapping[str, Any]) -> bool:
     return not history.get("empty_layer", False)
 
 
-def _is_image(entry: Descriptor) -> bool:
-    """Whether an entry of an index is an image; BuildKit puts attestations beside them."""
-    unknown = entry.platform is not None and entry.platform.os == "unknown"
-    return entry.media_type in ACCEPTED and not unknown
-
-
 def _platform(members: _Object) -> Platform:
-    return Platform.of(members.text("os"), members.text("architecture"), members.text("variant", ""))
+    return Platform.of(members.name("os"), members.name("architecture"), members.text("variant", ""))
 
 
 def _history(entry: object, what: str) -> Mapping[str, Any]:
@@ -426,6 +440,12 @@ class _Object:
         if not isinstance(value, str) or len(value) > most or UNUSABLE_TEXT.search(value):
             raise InputError(f"{self._what}: {name}: expected a text, found {value!r:.80}")
         return value
+
+    def name(self, name: str) -> str:
+        """Return a text that must not be empty."""
+        if self.whole.get(name) == "":
+            raise InputError(f"{self._what}: {name}: expected a text, found an empty one")
+        return self.text(name)
 
     def number(self, name: str) -> int:
         value = self.whole.get(name)

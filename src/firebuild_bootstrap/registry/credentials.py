@@ -35,7 +35,6 @@ _MAX_FILE: Final = 1 << 20
 _MAX_ANSWER: Final = 64 << 10
 _HELPER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 _HELPER_SECONDS: Final = 60.0
-_HELPER_REMEDY: Final = "try it by hand, or take it out of credsStore and credHelpers"
 # What docker-credential-helpers print for a registry that they do not know (credentials/error.go).
 _NOT_FOUND: Final = ("credentials not found", "no credentials server url", "no credentials username")
 
@@ -93,7 +92,8 @@ def find_credentials(
         return Credentials(where, settings.username, settings.password.resolve(environ))
     wanted = tuple(_keys(host, repository))
     for source, document in _documents(environ):
-        found = _of_document(document, wanted, source, partial(_ask, environ=environ, check=check))
+        ask = partial(_ask, source=source, environ=environ, check=check)
+        found = _of_document(document, wanted, source, ask)
         if found is not None:
             return found
     return None
@@ -109,7 +109,14 @@ def _keys(host: str, repository: str) -> Iterator[str]:
 
 def _documents(environ: Mapping[str, str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if text := environ.get("DOCKER_AUTH_CONFIG"):
-        yield "DOCKER_AUTH_CONFIG", _document("DOCKER_AUTH_CONFIG", text)
+        yield (
+            "DOCKER_AUTH_CONFIG",
+            _document(
+                "DOCKER_AUTH_CONFIG",
+                text,
+                "it holds what is in a config.json, not the path of one nor its base64",
+            ),
+        )
     for path in _paths(environ):
         try:
             with open(path, "rb") as file:
@@ -142,13 +149,13 @@ def _paths(environ: Mapping[str, str]) -> Iterator[str]:
     yield os.path.join(environ.get("DOCKER_CONFIG") or os.path.join(home, ".docker"), "config.json")
 
 
-def _document(source: str, text: str) -> Mapping[str, Any]:
+def _document(source: str, text: str, hint: str = "log in again, or repair it") -> Mapping[str, Any]:
     try:
         document = json.loads(text) if text.strip() else {}
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):  # what is in it is not shown: it holds secrets
-        raise InputError(f"{one_line(source)} is not a JSON object", hint="log in again, or repair it")
+        raise InputError(f"{one_line(source)} is not a JSON object", hint=hint)
     return document
 
 
@@ -196,7 +203,9 @@ def _of_entry(entry: Mapping[str, object], source: str) -> Credentials | None:
     username, password = text("username"), text("password")
     if text("auth"):
         try:
-            decoded = base64.b64decode(text("auth"), validate=True).decode("utf-8")
+            # `base64` breaks lines after 76 characters; Docker reads over line breaks, as Go's decoder does.
+            joined = re.sub(r"[\r\n]", "", text("auth"))
+            decoded = base64.b64decode(joined, validate=True).decode("utf-8")
         except (binascii.Error, UnicodeDecodeError, ValueError):
             raise InputError(
                 f"{one_line(source)}: an entry of auths is not in base64",
@@ -212,21 +221,27 @@ def _of_entry(entry: Mapping[str, object], source: str) -> Credentials | None:
     return found if password or found.identity_token or found.registry_token else None
 
 
-def _ask(helper: str, key: str, environ: Mapping[str, str], check: Callable[[], None]) -> Credentials | None:
+def _ask(
+    helper: str, key: str, *, source: str, environ: Mapping[str, str], check: Callable[[], None]
+) -> Credentials | None:
     """Ask a program for credentials: it reads the registry, and writes JSON.
 
     https://github.com/docker/docker-credential-helpers#development
     """
     program = f"docker-credential-{helper}"
     if _HELPER.fullmatch(helper) is None:
-        raise InputError(f"{one_line(program)} can't be the name of a program for credentials")
+        raise InputError(
+            f"{one_line(program)} can't be the name of a program for credentials",
+            hint=f"credsStore and credHelpers in {one_line(source)} have what follows docker-credential-",
+        )
     server = _HUB_KEY if key in (HUB, OLD_HUB) else key
-    status, text = _run(program, server, environ, check)
+    status, text, complaints = _run(program, server, source, environ, check)
     if status:
         if any(known in text.lower() for known in _NOT_FOUND):
             return None
+        said = one_line(text or complaints or "it said nothing", 200)
         raise InputError(
-            f"{program} failed with status {status}: {one_line(text, 200)}",
+            f"{program} failed with status {status}: {said}",
             hint=f"`echo {one_line(server, 80)} | {program} get` tries it by hand",
         )
     answer = _document(f"the answer of {program}", text)
@@ -240,7 +255,10 @@ def _ask(helper: str, key: str, environ: Mapping[str, str], check: Callable[[], 
     return Credentials(program, username, secret)
 
 
-def _run(program: str, server: str, environ: Mapping[str, str], check: Callable[[], None]) -> tuple[int, str]:
+def _run(
+    program: str, server: str, source: str, environ: Mapping[str, str], check: Callable[[], None]
+) -> tuple[int, str, str]:
+    remedy = f"try it by hand, or take it out of credsStore and credHelpers in {one_line(source)}"
     try:
         done = run_program(
             [program, "get"],
@@ -251,7 +269,8 @@ def _run(program: str, server: str, environ: Mapping[str, str], check: Callable[
             check=check,
         )
     except LimitExceeded as error:
-        raise InputError(f"{program}: {error}", hint=_HELPER_REMEDY) from None
+        raise InputError(f"{program}: {error}", hint=remedy) from None
     except OSError as error:
-        raise InputError(f"{program} can't be started: {error.strerror}", hint=_HELPER_REMEDY) from None
-    return done.returncode, done.stdout.decode("utf-8", "replace")
+        raise InputError(f"{program} can't be started: {error.strerror}", hint=remedy) from None
+    output, complaints = (data.decode("utf-8", "replace").strip() for data in (done.stdout, done.stderr))
+    return done.returncode, output, complaints

@@ -165,6 +165,16 @@ class Registries:
         self, reference: Reference, blobs: BlobStore, platform: Platform, digest: str
     ) -> tuple[list[Repository], Pulled]:
         """Fetch what says which layers an image has; returns where these are worth asking for, too."""
+        try:
+            return self._chosen(reference, blobs, platform, digest)
+        except RegistryError:  # says what was asked for
+            raise
+        except InputError as error:
+            raise InputError(f"{reference}: {error.message}", hint=error.hint) from error
+
+    def _chosen(
+        self, reference: Reference, blobs: BlobStore, platform: Platform, digest: str
+    ) -> tuple[list[Repository], Pulled]:
         sources = list(self.sources(reference))
         with self.tasks.task(f"asking for {reference}"):
             wanted = digest or _wanted(reference)
@@ -176,9 +186,7 @@ class Registries:
                 lambda entry: self._manifest(sources, entry.digest, blobs)[1].data,
             )
             if manifest.config.size > MAX_DOCUMENT:
-                raise InputError(
-                    f"{reference}: its configuration has {counted(manifest.config.size, 'byte')}"
-                )
+                raise InputError(f"its configuration has {counted(manifest.config.size, 'byte')}")
             self._fetch(sources, manifest.config, blobs, "", self.around.check)
             document = parse_config(blobs.read(manifest.config.digest, MAX_DOCUMENT))
         check_image(manifest, document, platform)

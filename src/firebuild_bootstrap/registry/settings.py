@@ -15,7 +15,7 @@ from firebuild_bootstrap.bootstrap_settings import ByteSize
 from firebuild_pki.addresses import is_safe
 from firebuild_pki.config import PositiveDuration, SecretRef, Settings
 
-_HOST: Final = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_HOST: Final = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?")
 _PATH: Final = re.compile(r"(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*")
 
 
@@ -23,11 +23,21 @@ def _refused(text: str, hint: str = "") -> PydanticCustomError:
     return PydanticCustomError("registry", "{text}", {"text": text, "hint": hint})
 
 
+def port_problem(host: str) -> str:
+    """Say what is wrong with the port in HOST[:PORT], whose form is right; an empty text for nothing."""
+    port = host.rpartition("]")[2].partition(":")[2]
+    return (
+        f"expected a port from 1 to 65535, found {port:.20}" if port and not 0 < int(port) < 1 << 16 else ""
+    )
+
+
 def _check_place(text: str) -> str:
     host, slash, path = text.partition("/")
     if _HOST.fullmatch(host) is None or _PATH.fullmatch(slash + path) is None:
         hint = "without https:// and without a slash at the end"
         raise _refused(f'expected HOST[:PORT][/PATH] such as mirror.example:5000, found "{text:.200}"', hint)
+    if problem := port_problem(host):
+        raise _refused(f'{problem} in "{text:.200}"')
     return text
 
 
@@ -44,6 +54,8 @@ def _check_address(text: str) -> str:
         raise _refused(f"{wanted}, found one with a user name or password (not shown)")
     if parts.scheme not in {"http", "https"} or _HOST.fullmatch(parts.netloc) is None:
         raise _refused(f'{wanted}, found "{text:.200}"')
+    if problem := port_problem(parts.netloc):
+        raise _refused(f'{problem} in "{text:.200}"')
     if parts.path.strip("/") or parts.query or parts.fragment:
         raise _refused(f'{wanted}, found something after the host in "{text:.200}"')
     if not is_safe(text):

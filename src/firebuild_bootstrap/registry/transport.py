@@ -35,7 +35,7 @@ from firebuild_bootstrap.registry.answers import (
     split_url,
 )
 from firebuild_bootstrap.registry.credentials import HUB, OLD_HUB, Credentials, find_credentials
-from firebuild_bootstrap.registry.settings import RegistriesSettings, RegistrySettings
+from firebuild_bootstrap.registry.settings import RegistriesSettings, RegistrySettings, port_problem
 from firebuild_bootstrap.registry.tls import missing_issuer, tls_anchors, tls_context
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.addresses import is_safe, proxy_for
@@ -44,6 +44,7 @@ from firebuild_pki.connections import (
     TlsFault,
     close_now,
     connection_words,
+    is_unusable,
     make_pool,
     read_retry_after,
     tls_fault,
@@ -116,9 +117,14 @@ class Registry:
     Args:
         host: as images are named: HOST[:PORT].
         around: what it needs of the process.
+
+    Raises:
+        RegistryError: the host has a port that there is not.
     """
 
     def __init__(self, host: str, around: Surroundings) -> None:
+        if problem := port_problem(host):
+            raise RegistryError(f"{host}: {problem}", hint="a registry is named as in registry.example:5000")
         self.host = host
         self._around = around
         self._settings: RegistrySettings = around.settings.of(host)
@@ -518,7 +524,8 @@ class Registry:
         words = connection_words(chain)
         # Who has answered before is there.
         hint = SLOW if words == LATE else _UNREACHED if _is_unreached(chain) else None
-        return RegistryError(f"{self.host}: {what}{at}: {words}", hint=hint, passing=True)
+        passing = not is_unusable(chain)
+        return RegistryError(f"{self.host}: {what}{at}: {words}", hint=hint, passing=passing)
 
     def _tls_failure(self, url: str, error: ssl.SSLError) -> tuple[str, str | None, bool]:
         """Return words, a hint, and whether it may be otherwise a moment later."""
