@@ -32,7 +32,7 @@ from firebuild_pki.errors import CAError, IdentityError, Problem, SettingsError
 from firebuild_pki.keys import ML_DSA, KeyType
 from firebuild_pki.names import Identity
 from firebuild_pki.plugins import NOTHING_INSTALLED, Observer, PluginCatalog
-from firebuild_pki.positions import KeyPath, kind_of, nearest
+from firebuild_pki.positions import KeyPath, kind_of, nearest, nearest_setting
 from firebuild_pki.provider import Note, ProviderSpec
 from firebuild_pki.settings import Duration, PositiveDuration, SecretRef, Settings
 from firebuild_pki.validation import Diagnostic, parse_strictly, relocated, validate, without_empty
@@ -221,7 +221,7 @@ class _Blocks:
             # environment variables cannot have the dash of a name like my-ca
             name = key if key in plugins else key.replace("_", "-")
             if name not in plugins:
-                hint = nearest(key, plugins | self._known)
+                hint = nearest_setting(key, plugins | self._known)
                 self._add((key,), "neither a setting nor an installed plugin", hint, key=True)
             elif data[key] is not None and not isinstance(data[key], Mapping | BaseModel):
                 self._add((key,), f"expected a mapping, found {kind_of(data[key])}")

@@ -48,6 +48,17 @@ def closest(word: str, known: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
+def nearest_setting(word: str, known: Iterable[str]) -> str | None:
+    """Word a hint for an unknown setting: as `nearest`, or that two underscores lead into a section."""
+    names = sorted(known)
+    match = closest(word, names)
+    for name in (name for name in names if match in (None, name)):
+        if word.startswith(f"{name}_") and (below := word[len(name) + 1 :]):
+            variable = f"{name}__{below}".upper()
+            return f'did you mean "{name}.{below}"? an environment variable has it as …{variable}'
+    return nearest(word, names)
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """Word a hint for a misspelt name: the nearest known one, else all of them, else None."""
     names = sorted(known)

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 from firebuild_pki.display import counted
 from firebuild_pki.documents import Document
 from firebuild_pki.errors import Problem, SettingsError
-from firebuild_pki.positions import KeyPath, closest, kind_of, nearest
+from firebuild_pki.positions import KeyPath, closest, kind_of, nearest_setting
 from firebuild_pki.settings import write_duration
 from firebuild_pki.wrapping import one_text
 
@@ -248,7 +248,7 @@ def _wording(detail: ErrorDetails, known: set[str]) -> tuple[str, str | None]:
     context = detail.get("ctx") or {}
     kind, found = detail["type"], detail["input"]
     if kind == "extra_forbidden":
-        return "unknown setting", nearest(str(detail["loc"][-1]), known)
+        return "unknown setting", nearest_setting(str(detail["loc"][-1]), known)
     if kind in {"missing", "union_tag_not_found"}:
         return "this setting is required", None
     if kind in _EXPECTED:

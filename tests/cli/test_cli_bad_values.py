@@ -15,7 +15,19 @@ from firebuild_bootstrap.errors import ExitStatus
 
 BYTES = ("\udcff", "x\udcffy", "a=\udcff")
 ELSEWHERE = ("/", "../..")
-BAD = (*BYTES, "", "a\nb", "\x1b[2J", "x" * 70_000, "9" * 5_000, "-1", "=", ",", *ELSEWHERE)
+BAD = (
+    *BYTES,
+    "",
+    "a\nb",
+    "\x1b[2J",
+    "x" * 70_000,
+    "9" * 5_000,
+    "-1",
+    "=",
+    ",",
+    "localhost:99999/x",
+    *ELSEWHERE,
+)
 YAML = ("[" * 5_000, "{a: " * 5_000, "!!x y", "&a *a", "? [a]", "!!binary x", "1e999")
 NAMES = ("CA", "CA__PROVIDER", "MACHINE__DRIVER", "STORE__PATH", "CA__\udcff", "BOOTSTRAP__BIND")
 
@@ -52,6 +64,25 @@ def test_a_bad_value_is_no_internal_error(cli: Any, words: list[str], option: st
         given = value if option is None else f"{option}={value}"
         status = cli.status_of(*words, given)
         assert status != ExitStatus.INTERNAL, ascii(value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["build", ""],
+        ["build", "--file", "Dockerfile", "--config", "", "."],
+        ["build", "--iidfile", "", "."],
+        ["images", "save", "x:1", "--output", ""],
+        ["base", "import", "x", ".", "--image-config", ""],
+        ["rm-tree", "x", ""],
+    ],
+    ids=" ".join,
+)
+def test_a_path_of_a_variable_that_is_not_set_is_not_the_current_directory(
+    cli: Any, arguments: list[str]
+) -> None:
+    Path("Dockerfile").write_text("FROM scratch\n")
+    assert "expected a path, found an empty text" in cli(*arguments, status=2).first
 
 
 @pytest.mark.parametrize("name", NAMES)

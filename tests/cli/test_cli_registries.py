@@ -85,6 +85,14 @@ def test_a_base_that_can_t_be_pulled_says_why_and_what_else_there_is(small: Smal
     assert "unknown base" in cli("build", ".", status=2).first
 
 
+def test_a_policy_is_refused_where_it_was_given(small: Small, cli: Cli) -> None:
+    Path("Dockerfile").write_text("FROM scratch\n")
+    said = "expected missing, always or never, found 'sometimes'"
+    assert cli("build", "--pull=sometimes", ".", status=2).first == f"error: --pull: {said}"
+    cli.setenv("FIREBUILD_PULL", "sometimes")
+    assert cli("build", ".", status=2).first == f"error: FIREBUILD_PULL: {said}"
+
+
 def test_images_pull_keeps_what_is_newest(small: Small, cli: Cli, runnable: Image) -> None:
     small.add(runnable, "1")
     done = cli("pull", f"{small.host}/team/base:1")

@@ -314,9 +314,13 @@ def test_caches_are_named_as_in_buildx(cli: Cli) -> None:
         ("--cache-to", "type=gha", "expected type=registry or type=local, found type=gha"),
         ("--cache-to", "type=local,dest=x,mode=most", "expected mode=min or max, found 'most'"),
         ("--cache-to", "type=local,src=x", "expected dest= in 'type=local,src=x'"),
+        ("--cache-from", "./x", "expected the name of a cache in a registry, found the path './x'"),
         ("--cache-from", "type=local,src=x,mode=max", "there is no 'mode' for a cache of type=local"),
     ):
         done = cli("build", option, value, ".", status=2)
         assert done.first == f"error: {option}: {said}"
+    refused = cli("build", "--cache-to", "type=local,dest=/proc/none", ".", status=2)
+    assert "/proc/none can't be written" in refused.first
+    assert "or name another directory: dest=DIR" in refused.err
     cli.setenv("FIREBUILD_CACHE__EXPORT_TO", "[type=local]")
     assert "cache.export_to" in cli("build", ".", status=2).err

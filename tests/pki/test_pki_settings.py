@@ -117,6 +117,11 @@ other: 1
             "1:22: server.auth.method: this setting is required",
         ),
         (
+            "server: {address: a, auth_method: token}",
+            '1:22: server.auth_method: unknown setting (hint: did you mean "auth.method"? '
+            "an environment variable has it as …AUTH__METHOD)",
+        ),
+        (
             "server: {address: a, auth: {method: approle, role_ed: {env: A}}}",
             '1:46: server.auth.role_ed: unknown setting (hint: did you mean "role_id"?)',
         ),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from firebuild_bootstrap.cli.options import (
+    FilePath,
     config_option,
     interruptible,
     json_option,
@@ -69,7 +70,7 @@ def check(
 @click.option(
     "--out",
     "directory",
-    type=click.Path(path_type=Path),
+    type=FilePath(path_type=Path),
     required=True,
     metavar="DIR",
     help="Where to write.",
@@ -123,16 +124,16 @@ def show(config_file: Path | None, provider: str | None, as_json: bool) -> None:
 
 
 @ca.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, type=FilePath(path_type=Path), metavar="FILE...")
 @click.option(
     "--trust",
-    type=click.Path(path_type=Path),
+    type=FilePath(path_type=Path),
     metavar="FILE",
     help="Trust anchors; by default the self-signed CAs among the files.",
 )
 @click.option(
     "--passphrase-file",
-    type=click.Path(path_type=Path),
+    type=FilePath(path_type=Path),
     metavar="FILE",
     help="Holds the passphrase of encrypted keys.",
 )
@@ -165,7 +166,7 @@ def inspect(
 
 
 @ca.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, type=FilePath(path_type=Path), metavar="FILE...")
 @click.option(
     "--issuer-gone",
     is_flag=True,
@@ -346,7 +347,7 @@ def plugin() -> None:
 @click.option(
     "--dir",
     "directory",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FilePath(path_type=Path, file_okay=False),
     default=Path(),
     show_default="the current directory",
     help="Where to put the new project.",

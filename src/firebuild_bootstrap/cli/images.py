@@ -16,6 +16,7 @@ import click
 from firebuild_bootstrap.cli.accounting import attest_options
 from firebuild_bootstrap.cli.docker import BuildCommand, Commands
 from firebuild_bootstrap.cli.options import (
+    FilePath,
     complete_tags,
     config_option,
     home_from,
@@ -117,13 +118,13 @@ def path(tag: str, kind: str | None, config_file: Path | None) -> None:
 @click.option(
     "--firecracker",
     metavar="DIR",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FilePath(path_type=Path, file_okay=False),
     help="Write kernel, initramfs, drive and vm.json into DIR: all to boot the image by hand.",
 )
 @click.option(
     "--kernel",
     metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FilePath(path_type=Path, dir_okay=False),
     help="With --firecracker: the kernel, instead of machine.firecracker.kernel; a bzImage is unpacked.",
 )
 @click.option("--size", metavar="SIZE", help="With --firecracker: of the drive, for example 2GiB.")
@@ -252,7 +253,7 @@ def push(
     "--output",
     "-o",
     "dest",
-    type=click.Path(path_type=Path),
+    type=FilePath(path_type=Path),
     help="File to write, by default standard output.",
 )
 @click.option(
@@ -316,12 +317,12 @@ def history(tag: str, as_json: bool, config_file: Path | None) -> None:
 
 
 @images.command()
-@click.argument("source", type=click.Path(path_type=Path, exists=True, allow_dash=True), required=False)
+@click.argument("source", type=FilePath(path_type=Path, exists=True, allow_dash=True), required=False)
 @click.option(
     "--input",
     "-i",
     "given",
-    type=click.Path(path_type=Path, exists=True),
+    type=FilePath(path_type=Path, exists=True),
     help="The same as SOURCE, as in `docker load`.",
 )
 @click.option("--name", "-t", "--tag", help="NAME[:TAG] of the image, by default what it is called there.")

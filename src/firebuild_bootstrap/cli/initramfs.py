@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from firebuild_bootstrap.cli.options import config_option, home_from, settings_from
+from firebuild_bootstrap.cli.options import FilePath, config_option, home_from, settings_from
 from firebuild_bootstrap.cli.paths import check_writable
 from firebuild_pki.display import one_line
 
@@ -20,7 +20,7 @@ def initramfs() -> None:
 @click.option(
     "--output",
     "-o",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FilePath(path_type=Path, dir_okay=False),
     help="Write it to FILE as well; an existing one is replaced.",
     metavar="FILE",
 )
@@ -35,7 +35,7 @@ def initramfs() -> None:
 @click.option(
     "--kernel-modules",
     multiple=True,
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=FilePath(path_type=Path, exists=True, file_okay=False),
     help="Modules of a kernel without built-in virtio drivers, as in /lib/modules/RELEASE; may be repeated.",
     metavar="DIR",
 )

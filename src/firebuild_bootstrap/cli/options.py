@@ -29,12 +29,22 @@ MACHINES = ("local", "qemu", "firecracker", "external")
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
+class FilePath(click.Path):
+    """A path of the command line, which is not empty: an unset variable would be the current directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See `click.Path`."""
+        if value == "":
+            self.fail("expected a path, found an empty text", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def config_option(function: FunctionT) -> FunctionT:
     """Add `--config FILE`."""
     return click.option(
         "--config",
         "config_file",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=FilePath(path_type=Path, dir_okay=False),
         envvar="FIREBUILD_CONFIG",
         show_envvar=True,
         help="Configuration file (YAML).",

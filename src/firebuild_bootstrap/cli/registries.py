@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
@@ -27,13 +28,14 @@ _POLICIES: Final = {
 
 
 def read_policy(given: str | None) -> str | None:
-    """Read `--pull`: missing, always or never, or as Docker's flag; None where it was not given.
+    """Read `--pull` or FIREBUILD_PULL: missing, always or never, or as Docker's flag; None for neither.
 
     Raises:
         InputError: it is something else.
     """
     if given is not None and given not in _POLICIES:
-        raise InputError(f"--pull: expected missing, always or never, found {given!r:.100}")
+        where = "FIREBUILD_PULL" if given == os.environ.get("FIREBUILD_PULL") else "--pull"
+        raise InputError(f"{where}: expected missing, always or never, found {given!r:.100}")
     return None if given is None else _POLICIES[given]
 
 

@@ -21,6 +21,7 @@ from firebuild_bootstrap.cli.docker import (
 )
 from firebuild_bootstrap.cli.options import (
     MACHINES,
+    FilePath,
     complete_machines,
     complete_providers,
     complete_tags,
@@ -198,12 +199,12 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
         click.option("--quiet", "-q", is_flag=True, help="The same as --progress quiet."),
         click.option(
             "--metadata-file",
-            type=click.Path(path_type=Path, dir_okay=False),
+            type=FilePath(path_type=Path, dir_okay=False),
             help="Write what `firebuild images inspect` shows to this file.",
         ),
         click.option(
             "--iidfile",
-            type=click.Path(path_type=Path, dir_okay=False),
+            type=FilePath(path_type=Path, dir_okay=False),
             help="Write the id of the image to this file.",
         ),
         click.option(
@@ -255,7 +256,7 @@ def rootfs(context: str | None, **options: Any) -> None:
 
 
 @click.command(cls=BuildCommand)
-@click.argument("path", required=False, metavar="[CONTEXT | -]", type=click.Path())
+@click.argument("path", required=False, metavar="[CONTEXT | -]", type=FilePath())
 @_options("none: `firebuild images path` writes them later")
 def build(path: str | None, context: str | None, **options: Any) -> None:
     """Build an image, with the options of `docker build`.

@@ -22,6 +22,7 @@ from firebuild_bootstrap.cli.display import Boot, window_size
 from firebuild_bootstrap.cli.failure import SIGNALS, report
 from firebuild_bootstrap.cli.identity import identity_from, identity_options, laptop_ca
 from firebuild_bootstrap.cli.options import (
+    FilePath,
     complete_machines,
     complete_providers,
     complete_tags,
@@ -58,7 +59,7 @@ _PORT: Final = re.compile(r"(?:(\d{1,3}(?:\.\d{1,3}){3}):)?(\d{1,5}):(\d{1,5})(?
     "--env-file",
     "env_files",
     multiple=True,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FilePath(path_type=Path, dir_okay=False),
     help="Set the variables of a file, one NAME[=VALUE] a line; repeatable.",
 )
 @click.option("--entrypoint", metavar="PROGRAM", help="Execute this instead of ENTRYPOINT and CMD.")

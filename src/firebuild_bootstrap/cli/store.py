@@ -12,6 +12,7 @@ import click
 
 from firebuild_bootstrap.cli.docker import Commands
 from firebuild_bootstrap.cli.options import (
+    FilePath,
     complete_bases,
     config_option,
     home_from,
@@ -43,10 +44,10 @@ def base() -> None:
 
 @base.command("import")
 @click.argument("name")
-@click.argument("path", type=click.Path(path_type=Path, exists=True))
+@click.argument("path", type=FilePath(path_type=Path, exists=True))
 @click.option(
     "--image-config",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FilePath(path_type=Path, dir_okay=False),
     help="JSON with the base's OCI config (Env, Entrypoint, User, …).",
 )
 @config_option
@@ -409,7 +410,7 @@ def age_of(filters: Sequence[tuple[str, str]]) -> float | None:
 
 
 @click.command("rm-tree")
-@click.argument("directories", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path))
+@click.argument("directories", nargs=-1, required=True, metavar="DIR...", type=FilePath(path_type=Path))
 @config_option
 def rm_tree(directories: tuple[Path, ...], config_file: Path | None) -> None:
     """Remove directories that `--output dir,dest=DIR` or `--keep-on-failure` wrote.

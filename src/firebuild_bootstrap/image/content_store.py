@@ -33,8 +33,9 @@ _OF_RIGHTS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _OF_THE_PATH: Final = _OF_RIGHTS | {
     *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
 }
-ROOM: Final = "make room or allow writing there, or set FIREBUILD_HOME to another directory"
-SPACE: Final = "free some space there, or set FIREBUILD_HOME to another directory"
+_ELSEWHERE: Final = "set FIREBUILD_HOME to another directory"
+ROOM: Final = f"make room or allow writing there, or {_ELSEWHERE}"
+SPACE: Final = f"free some space there, or {_ELSEWHERE}"
 _OTHER_FILES: Final = 512  # open files of a process beside those that are held
 _ATTEMPTS: Final = 100
 _AT_ONCE: Final = 100
@@ -324,14 +325,16 @@ def place_of(error: OSError, root: Path) -> str:
     return next((os.fspath(name) for name in named if os.path.isabs(name)), str(root))
 
 
-def unusable_store(what: str, error: OSError) -> FirebuildError:
-    """Return the error for a store that can't be written: an `InputError` if another directory would do."""
+def unusable_store(what: str, error: OSError, elsewhere: str = _ELSEWHERE) -> FirebuildError:
+    """Return the error for a store that can't be written: an `InputError` if another directory would do.
+
+    Args:
+        elsewhere: how another directory is named.
+    """
     message = f"{what}: {error.strerror}"
     if error.errno in _OF_THE_PATH:
-        return InputError(
-            message, hint="get the right to write there, or set FIREBUILD_HOME to another directory"
-        )
-    return MachineError(message, hint=SPACE)
+        return InputError(message, hint=f"get the right to write there, or {elsewhere}")
+    return MachineError(message, hint=f"free some space there, or {elsewhere}")
 
 
 def allow_open_files(held: int) -> None:

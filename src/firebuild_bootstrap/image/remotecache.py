@@ -110,6 +110,11 @@ def parse_cache(text: str, *, export: bool) -> CacheSpec:
     for name, usual in _USUAL.items() if export else ():
         _choice(members, name, (usual,))
     if kind == "registry":
+        if named.startswith(("/", ".", "~")):
+            raise InputError(
+                f"expected the name of a cache in a registry, found the path {one_line(named, 200)!r}",
+                hint=f"a directory is type=local,{'dest' if export else 'src'}={one_line(named, 200)}",
+            )
         spec = CacheSpec("registry", Reference.parse(named, what="the name of a cache in a registry"))
         if export and spec.reference and spec.reference.digest:
             raise InputError(
@@ -264,7 +269,8 @@ class DirectoryBackend:
                 }
                 self._replace(self._root / "index.json", canonical(index))
         except OSError as error:
-            raise unusable_store(f"{place_of(error, self._root)} can't be written", error) from error
+            where = f"{place_of(error, self._root)} can't be written"
+            raise unusable_store(where, error, "name another directory: dest=DIR") from error
 
     def _entries(self) -> tuple[Descriptor, ...]:
         if not self._files.has("index.json"):
