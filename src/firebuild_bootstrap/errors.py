@@ -7,6 +7,7 @@ those exit status 3.
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Sequence
 from enum import IntEnum
@@ -247,6 +248,17 @@ _SURROUNDINGS = frozenset(
 )
 
 
+_NO_THREAD: Final = "can't start new thread"
+
+
+def _has_directory() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def as_user_error(error: BaseException) -> BaseException:
     """Return the error that explains this one: what a machine or its user did is not a mistake of ours."""
     if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
@@ -254,7 +266,19 @@ def as_user_error(error: BaseException) -> BaseException:
         target = error.filename2 if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS} else None
         name = target or error.filename
         where = f"{name}: " if name else ""
-        return MachineError(f"{where}{error.strerror}", hint=MAKE_ROOM)
+        denied = error.errno in {errno.EACCES, errno.EPERM}  # reading may be what is denied
+        hint = "let this user read and write there" if denied else MAKE_ROOM
+        return MachineError(f"{where}{error.strerror}", hint=hint)
+    if isinstance(error, FileNotFoundError) and error.filename is None and not _has_directory():
+        return InputError(
+            "the current directory is not there any more: it was removed", hint="change to another one: cd /"
+        )
+    # Python has a RuntimeError without a number for what pthread_create(3) answers with EAGAIN.
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_THREAD in str(error)):
+        return MachineError(
+            "no more memory or threads can be had: the limits of this process or its container are reached",
+            hint="raise them: ulimit -u and -v, TasksMax= of a service, --pids-limit or --memory of docker",
+        )
     if isinstance(error, UnicodeEncodeError) and any("\udc80" <= one <= "\udcff" for one in error.object):
         # Python shows bytes of arguments, environment and file names that are not UTF-8 like this (PEP 383).
         return InputError(

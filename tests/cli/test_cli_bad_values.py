@@ -85,6 +85,23 @@ def test_a_path_of_a_variable_that_is_not_set_is_not_the_current_directory(
     assert "expected a path, found an empty text" in cli(*arguments, status=2).first
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["build", "-q", "."],
+        ["build", "-q", "-o", "tar,dest=x", "/"],
+        ["images", "save", "x:1", "-o", "x"],
+        ["images", "export", "x:1", "-o", "tar,dest=x"],
+    ],
+    ids=" ".join,
+)
+def test_a_current_directory_that_is_gone_is_told(cli: Any, tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "gone").mkdir()
+    cli.monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "the current directory is not there any more" in cli(*arguments, status=2).first
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", [*BAD, *YAML])
 def test_a_bad_variable_is_no_internal_error(cli: Any, name: str, value: str) -> None:

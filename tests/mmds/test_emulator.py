@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
@@ -497,6 +498,22 @@ def test_a_request_that_came_before_the_start_is_answered_after_it(folder: Path,
         assert guest.recv(100).startswith(b"HTTP/1.1 200 ")
     emulator.stop()
     assert not (folder / "early.sock").exists()
+
+
+def test_what_could_not_be_started_can_be_stopped(
+    folder: Path, store: DataStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refused(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    emulator = MetadataEmulator(store, folder / "mmds.sock")
+    with monkeypatch.context() as patch:
+        patch.setattr(emulator_module, "threading", SimpleNamespace(Thread=Refused, Event=threading.Event))
+        with pytest.raises(RuntimeError, match="new thread"):
+            emulator.start()
+        emulator.stop()
+    assert not (folder / "mmds.sock").exists()
 
 
 def test_a_socket_that_was_never_served_is_removed(folder: Path, store: DataStore) -> None:

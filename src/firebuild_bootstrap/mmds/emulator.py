@@ -143,10 +143,11 @@ class MetadataEmulator:
         address, listener = self.listen(), self._listener
         assert listener is not None  # noqa: S101 - made just now
         ready = threading.Event()
-        self._thread = threading.Thread(
+        thread = threading.Thread(
             target=lambda: asyncio.run(self._serve(listener, ready)), name="firebuild-mmds", daemon=True
         )
-        self._thread.start()
+        thread.start()
+        self._thread = thread  # once it runs: `stop` waits for it
         ready.wait()
         return address
 

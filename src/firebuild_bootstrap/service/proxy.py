@@ -121,10 +121,11 @@ class Proxy:
         listener.setblocking(False)
         address = format_address(listener.getsockname())
         ready = threading.Event()
-        self._thread = threading.Thread(
+        thread = threading.Thread(
             target=lambda: asyncio.run(self._run(listener, ready)), name="firebuild-proxy", daemon=True
         )
-        self._thread.start()
+        thread.start()
+        self._thread = thread  # once it runs: `stop` waits for it
         ready.wait()
         return address
 
@@ -134,8 +135,9 @@ class Proxy:
             asyncio.run_coroutine_threadsafe(self._end_accepting(), self._loop).result()
 
     def stop(self) -> None:
-        """Close the port and every connection, and wait for the thread."""
-        assert self._thread is not None  # noqa: S101 - whoever started it stops it, once
+        """Close the port and every connection, and wait for the thread; harmless when not started."""
+        if self._thread is None:
+            return
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join()
         self._thread = None

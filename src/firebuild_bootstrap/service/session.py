@@ -257,8 +257,9 @@ class Session:
     def start(self) -> None:
         """Begin to supervise the times."""
         self.await_guest()
-        self._thread = threading.Thread(target=self._supervise, name="firebuild-watch", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._supervise, name="firebuild-watch", daemon=True)
+        thread.start()
+        self._thread = thread  # once it runs: `stop` waits for it
 
     def await_guest(self) -> None:
         """Give the guest the whole initial time from now on."""
