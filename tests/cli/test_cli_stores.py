@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from cli.conftest import Cli
 from firebuild_bootstrap.cli.screen import moment
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.store import ImageStore, StoredImage
+from support import BIN
 
 pytestmark = pytest.mark.needs("userns")
 
@@ -25,6 +27,15 @@ def tree(tmp_path: Path) -> Path:
     (root / "etc").mkdir(parents=True)
     (root / "etc/motd").write_text("hello")
     return root
+
+
+def test_no_other_user_can_write_to_a_store_whatever_the_umask(tmp_path: Path, tree: Path) -> None:
+    command = [BIN / "firebuild", "base", "import", "tiny:3", tree]
+    environ = {**os.environ, "FIREBUILD_HOME": str(tmp_path / "home")}
+    subprocess.run(command, umask=0, env=environ, check=True, capture_output=True)
+    made = [path for path in (tmp_path / "home", *(tmp_path / "home").rglob("*")) if not path.is_symlink()]
+    assert len(made) > 5
+    assert [path for path in made if path.stat().st_mode & 0o002] == []
 
 
 def test_a_directory_becomes_a_base_that_is_listed_and_removed(cli: Cli, tree: Path) -> None:
