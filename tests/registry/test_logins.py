@@ -20,7 +20,6 @@ from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.credentials import Credentials, find_credentials
 from firebuild_bootstrap.registry.pull import Registries
 from firebuild_bootstrap.registry.settings import RegistrySettings
-from firebuild_pki import SecretError
 from registry.conftest import LOGIN, Client
 from registry.servers import AUTH, BASIC, PASSWORD, Handler, Image, Small, always, wants_basic
 
@@ -259,7 +258,7 @@ def test_logins_come_from_the_files_of_docker_and_podman_in_order(tmp_path: Path
     ours = find_credentials("registry.example", "web", settings, environ | {"P": PASSWORD})
     assert ours is not None
     assert (ours.username, PASSWORD in repr(ours)) == ("ours", False)
-    with pytest.raises(SecretError):
+    with pytest.raises(InputError, match=r"hosts of registry.example: expected a secret in the environment"):
         find_credentials("registry.example", "web", settings, environ)
 
 

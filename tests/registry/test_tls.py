@@ -124,6 +124,10 @@ def test_files_that_are_no_use_are_named(small: Small, client: Client, ca: CA, t
             "cannot read key_file ",
         ),
         ({"cert_file": key, "key_file": key}, "cert_file and key_file cannot be used"),
+        (
+            {"cert_file": certificate, "key_file": key, "key_passphrase": {"env": "NO_PASSPHRASE"}},
+            "registries.hosts of .*: expected a secret in the environment variable NO_PASSPHRASE",
+        ),
     ):
         with pytest.raises(InputError, match=why):
             ask(client, small.host, **special)

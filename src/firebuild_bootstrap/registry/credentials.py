@@ -23,6 +23,7 @@ from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.programs import LimitExceeded, run_program
 from firebuild_bootstrap.registry.settings import RegistrySettings
 from firebuild_bootstrap.values import dataclass
+from firebuild_pki import SecretError
 from firebuild_pki.display import one_line
 
 HUB: Final = "docker.io"
@@ -82,14 +83,17 @@ def find_credentials(
         check: called again and again while a program for credentials is waited for; may raise.
 
     Raises:
-        InputError: a file is malformed, or a program for credentials fails.
-        firebuild_pki.SecretError: a secret that the settings refer to is not there.
+        InputError: a file is malformed, a program for credentials fails, or a secret that the settings refer
+            to is not there.
     """
     where = f"registries.hosts of {host}"
-    if settings.token is not None:
-        return Credentials(where, identity_token=settings.token.resolve(environ).strip())
-    if settings.username is not None and settings.password is not None:
-        return Credentials(where, settings.username, settings.password.resolve(environ))
+    try:
+        if settings.token is not None:
+            return Credentials(where, identity_token=settings.token.resolve(environ).strip())
+        if settings.username is not None and settings.password is not None:
+            return Credentials(where, settings.username, settings.password.resolve(environ))
+    except SecretError as error:
+        raise InputError(f"{where}: {error.message}", hint=error.hint) from None
     wanted = tuple(_keys(host, repository))
     for source, document in _documents(environ):
         ask = partial(_ask, source=source, environ=environ, check=check)

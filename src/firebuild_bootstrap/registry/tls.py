@@ -50,8 +50,8 @@ def tls_context(
     if anchors:
         context.load_verify_locations(cadata=anchors)
     if environ is not None and settings.cert_file and settings.key_file:
-        passphrase = settings.key_passphrase.resolve(environ) if settings.key_passphrase else ""
         with _in_words(host):
+            passphrase = settings.key_passphrase.resolve(environ) if settings.key_passphrase else ""
             load_pair(context, settings.cert_file, settings.key_file, passphrase)
     return context
 
