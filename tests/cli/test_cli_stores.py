@@ -30,7 +30,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_no_other_user_can_write_to_a_store_whatever_the_umask(tmp_path: Path, tree: Path) -> None:
-    command = [BIN / "firebuild", "base", "import", "tiny:3", tree]
+    command: list[str | Path] = [BIN / "firebuild", "base", "import", "tiny:3", tree]
     environ = {**os.environ, "FIREBUILD_HOME": str(tmp_path / "home")}
     subprocess.run(command, umask=0, env=environ, check=True, capture_output=True)
     made = [path for path in (tmp_path / "home", *(tmp_path / "home").rglob("*")) if not path.is_symlink()]
