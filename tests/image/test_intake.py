@@ -222,13 +222,20 @@ def test_images_that_have_nothing_but_tags_are_told_with_these(home: Home, tmp_p
 
 
 def test_one_image_of_a_layout_is_taken_whatever_else_is_there(home: Home, tmp_path: Path) -> None:
-    other = Made([layer({"no": "no"})], platform="linux/s390x")
-    source = packed(tagged({"v1": ONE, "other": other}), tmp_path / "image.tar")
+    files = tagged({"v1": ONE, "other": Made([layer({"no": "no"})], platform="linux/s390x")})
+    index = json.loads(files["index.json"])
+    index["manifests"][1]["platform"] = {"os": "linux", "architecture": "s390x"}
+    source = packed(files | {"index.json": json.dumps(index).encode()}, tmp_path / "image.tar")
     digest = described(json.dumps(ONE.manifest).encode(), "")["digest"]
     for only in ("v1", digest):
         assert len(home.intake.load(source, home.root, only=only).images) == 1
-    with pytest.raises(InputError, match="the image is for linux/s390x"):
-        home.intake.load(source, home.root, only="other")
+    for only, said in (
+        ("other", "other: there is no image for linux/"),
+        ("", "other: there is no image for linux/"),
+        ("none", "has 0 images called none"),
+    ):
+        with pytest.raises(InputError, match=said):
+            home.intake.load(source, home.root, only=only)
 
 
 def test_artifacts_beside_an_image_are_left_out_and_what_is_wrong_is_named(

@@ -426,6 +426,8 @@ def _of_layout(files: Files, platform: Platform, only: str) -> list[ImageInFiles
         try:
             found.append(_of_entries(files, platform, names, tag, entries))
         except InputError as error:
+            if only and not chosen:  # a digest further down is looked for, or what is not there
+                continue
             called = str(names[0]) if names else tag
             said = f"{one_line(called, 200)}: {error.message}" if called else error.message
             raise InputError(said, hint=error.hint) from error
