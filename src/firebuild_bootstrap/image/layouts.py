@@ -15,7 +15,7 @@ import json
 import os
 import posixpath
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +69,7 @@ _TYPES: Final = {"": "", "gzip": "+gzip", "zstd": "+zstd"}
 _PIECE: Final = 1024 * 1024
 _FREE: Final = 1 << 30
 _RATIO: Final = 200
+_Called = tuple[tuple[Reference, ...], str]  # whole names, and a tag
 
 
 STDIN: Final = Path("/dev/stdin")
@@ -411,18 +412,13 @@ def _of_layout(files: Files, platform: Platform, only: str) -> list[ImageInFiles
     index = parse_manifest(_document(files, _INDEX), INDEX)
     if not isinstance(index, Index):
         raise InputError(f"{_INDEX} is not an index", hint="make the layout again")
-    groups: dict[tuple[tuple[Reference, ...], str], list[Descriptor]] = {}
+    groups: dict[_Called, list[Descriptor]] = {}
     for entry in index.manifests:
         if entry.is_image or not entry.artifact_type:
             groups.setdefault((_names(entry), entry.annotations.get(REF_NAME, "")), []).append(entry)
-    chosen = {}
-    for (names, tag), entries in groups.items():
-        if only in (tag, *(name.tag for name in names), *map(str, names)):
-            chosen[names, tag] = entries
-        elif alone := [entry for entry in entries if entry.digest == only]:
-            chosen[names, tag] = alone
+    chosen = _matching(groups, only)
     found = []
-    for (names, tag), entries in ((only and chosen) or groups).items():
+    for (names, tag), entries in (chosen or groups).items():
         try:
             found.append(_of_entries(files, platform, names, tag, entries))
         except InputError as error:
@@ -431,6 +427,17 @@ def _of_layout(files: Files, platform: Platform, only: str) -> list[ImageInFiles
             called = str(names[0]) if names else tag
             said = f"{one_line(called, 200)}: {error.message}" if called else error.message
             raise InputError(said, hint=error.hint) from error
+    return found
+
+
+def _matching(groups: Mapping[_Called, list[Descriptor]], only: str) -> dict[_Called, list[Descriptor]]:
+    """Return what has a tag or digest that is wanted; nothing where none is wanted."""
+    found: dict[_Called, list[Descriptor]] = {}
+    for (names, tag), entries in groups.items() if only else ():
+        if only in (tag, *(name.tag for name in names), *map(str, names)):
+            found[names, tag] = entries
+        elif alone := [entry for entry in entries if entry.digest == only]:
+            found[names, tag] = alone
     return found
 
 
