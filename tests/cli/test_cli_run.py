@@ -66,6 +66,21 @@ def test_the_image_and_the_options_say_what_is_executed(host_cli: Cli, image: st
     assert host_cli.leftovers() == []
 
 
+@pytest.mark.needs("ids")
+def test_another_user_can_open_its_standard_streams_by_their_names(host_cli: Cli) -> None:
+    words = "cat /dev/stdin; echo out > /dev/stdout; echo err > /dev/stderr"
+    done = subprocess.run(
+        [BIN / "firebuild", "run", "-i", "--user", "1234:5678", "host", "/bin/sh", "-ec", words],
+        input=b"in\n",
+        capture_output=True,
+        check=True,
+        env={**os.environ, "FIREBUILD_HOME": str(host_cli.home)},
+    )
+    assert (done.stdout, done.stderr) == (b"in\nout\n", b"err\n")
+    Path("Dockerfile").write_text("FROM host\nUSER 1234\nRUN echo err > /dev/stderr\n")
+    host_cli("build", "-t", "streams", "--quiet", ".")
+
+
 def test_the_directory_of_a_volume_is_there_even_if_the_image_has_none(host_cli: Cli) -> None:
     Path("Dockerfile").write_text(
         "FROM host\nRUN mkdir /own && echo kept > /own/file && chmod 700 /own && echo > /plain\n"

@@ -21,6 +21,7 @@ import os
 import select
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -392,6 +393,7 @@ def _execute(
         os.chdir(request.workdir)
     except OSError as error:
         raise _Refused(f"WORKDIR {request.workdir}: {error.strerror}", NOT_EXECUTABLE) from error
+    _own_pipes(request.uid)
     if not request.init:
         kernel.leave_abstract_sockets()
         kernel.refuse_system_calls()
@@ -415,6 +417,18 @@ def _take_terminal(terminal: int, uid: int) -> None:
     for descriptor in range(3):
         os.dup2(terminal, descriptor)
     os.close(terminal)
+
+
+def _own_pipes(uid: int) -> None:
+    """Give the command's user the pipes it has as standard streams.
+
+    Only their owner may open /dev/stdout or /dev/stderr, where images of servers have their logs; so does
+    runc (fixStdioPermissions).
+    """
+    for descriptor in range(3):
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            with suppress(OSError):  # an owner that is not mapped: the command writes to what is open
+                os.fchown(descriptor, uid, -1)
 
 
 def _become(request: Request) -> None:
