@@ -93,6 +93,20 @@ def test_the_directory_of_a_volume_is_there_even_if_the_image_has_none(host_cli:
     assert host_cli("run", "--read-only", "volumes", "/bin/sh", "-c", "cd /a/made && pwd").out == "/a/made\n"
 
 
+def test_an_image_is_called_by_the_id_that_its_build_prints(host_cli: Cli) -> None:
+    Path("Dockerfile").write_text("FROM host\nCMD echo this one\n")
+    image = host_cli("build", "-q", ".").out.strip()
+    assert host_cli("run", image).out == "this one\n"
+    [name] = re.findall(r'"tag": "(.+)"', host_cli("images", "inspect", image).out)
+    host_cli("images", "tag", image, "web:1")
+    assert f"has the names {name}, web:1" in host_cli("images", "rm", "web:1", image, status=2).err
+    host_cli("images", "rm", "web:1")
+    assert host_cli("images", "rm", image).out == f"removed {name}\n"
+    assert f"there is no image {image}" in host_cli("images", "rm", image, status=2).err
+    host_cli.setenv("FIREBUILD_PULL", "missing")
+    assert f"no image of the store has the id {image}" in host_cli("run", image, status=125).err
+
+
 def test_entrypoint_and_command_are_combined_as_docker_does() -> None:
     config = ImageConfig(entrypoint=("a",), cmd=("b",))
     assert command_of(RunRequest(image="i"), config) == ("a", "b")

@@ -375,11 +375,7 @@ def load(source: Path | None, given: Path | None, name: str | None, config_file:
 def rm(tags: tuple[str, ...], config_file: Path | None) -> None:
     """Remove images: all that are named, or none if one of them is not there."""
     store = home_from(settings_from(config_file), writable=True).images
-    wanted = dict.fromkeys(map(_tag, tags))
-    known = set(store.names())
-    for tag in wanted:
-        if tag not in known:
-            store.remove(tag)  # says what there is
+    wanted = dict.fromkeys(store.name_of(_tag(tag)) for tag in tags)
     for tag in wanted:
         store.remove(tag)
         click.echo(f"removed {tag}")

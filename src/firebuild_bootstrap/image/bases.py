@@ -307,7 +307,7 @@ class BaseStore:
             image = images.find_digest(wanted, hold=True) or image
         stale = image is not None and image.record.source is not None and image.record.source.pulled
         if image is None:
-            pulls = True
+            pulls = not wanted.is_id
         elif wanted.digest:
             pulls = stale and not _has_digest(image, wanted)
         else:
@@ -335,6 +335,11 @@ class BaseStore:
 
     def _unknown(self, wanted: Reference, refused: InputError | None = None) -> InputError:
         """Return the error for what is neither base nor image; `refused` says why it could not be pulled."""
+        if wanted.is_id:
+            return InputError(
+                f"no image of the store has the id {wanted}",
+                hint="`firebuild images inspect TAG` shows one's id",
+            )
         names = [base.name for base in self.list()]
         if self._images is not None:
             names += (str(name) for name in self._images.names() if not name.is_untagged)

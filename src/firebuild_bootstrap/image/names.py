@@ -80,6 +80,11 @@ class Reference:
         """Whether it was made up for an image without a name."""
         return self.familiar.startswith(f"{UNTAGGED}/")
 
+    @property
+    def is_id(self) -> bool:
+        """Whether it is the id of an image, `sha256:…`, which is never a name for Docker either."""
+        return self.familiar == "sha256" and _IDENTIFIER.fullmatch(self.tag) is not None
+
     @classmethod
     def parse(cls, text: str, *, what: str = "a reference") -> Reference:
         """Read a reference.

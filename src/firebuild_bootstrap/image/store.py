@@ -495,6 +495,21 @@ class ImageStore:
         """Return the names of all images, sorted; no image is read for that."""
         return tuple(sorted(map(_name, self._contents.names())))
 
+    def name_of(self, wanted: Reference) -> Reference:
+        """Return the name of an image, which for an id is its only one; the image is not read.
+
+        Raises:
+            InputError: there is no such image, or it has several names.
+        """
+        keys = self._keys_of_id(wanted) if wanted.is_id else []
+        if len(keys) > 1:
+            names = ", ".join(sorted(str(_name(key)) for key in keys))
+            raise InputError(f"the image {wanted} has the names {names}", hint="say which of them are to go")
+        name = _name(keys[0]) if keys else wanted
+        if not self._contents.has(self._key(name)):
+            raise self._unknown(wanted)
+        return name
+
     def remove(self, tag: Reference) -> None:
         """Remove an image; its files stay while it has other names.
 
@@ -519,9 +534,18 @@ class ImageStore:
         self._contents.sweep()
 
     def _key(self, tag: Reference) -> Key:
-        """Return where an image is: under an older spelling of its name if it is there."""
+        """Return where an image is: under an older spelling of its name, or for its id under any name."""
         keys = [_key_of(spelling, tag.tag) for spelling in tag.spellings]
+        if tag.is_id:
+            keys = [*self._keys_of_id(tag), *keys]
         return next(filter(self._contents.has, keys), keys[0])
+
+    def _keys_of_id(self, wanted: Reference) -> list[Key]:
+        """Return the names of the image of an id; one that nobody has asked for is no image's."""
+        images = readable(self._contents.names(), lambda key: (key, self._find(key)), lambda _: None)
+        return [
+            key for key, image in images if image is not None and _known_id(image) == f"sha256:{wanted.tag}"
+        ]
 
     def _unknown(self, tag: Reference) -> InputError:
         if tag in self._bases():
@@ -529,6 +553,16 @@ class ImageStore:
             return InputError(f"{tag} is a base, and not an image", hint=hint)
         known = ", ".join(map(str, self.names())) or "none yet"
         return InputError(f"there is no image {tag}", hint=f"images in the store: {known}")
+
+
+def _known_id(image: StoredImage) -> str | None:
+    """Return the id of an image if that has been asked for before, without a look at its layers."""
+    if image.record.source is not None:
+        return image.record.source.config.digest
+    try:
+        return digest_of((image.directory / _CONFIGURATION).read_bytes())
+    except OSError:
+        return None
 
 
 def _key_of(name: str, tag: str) -> Key:
