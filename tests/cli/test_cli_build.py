@@ -183,8 +183,11 @@ def test_what_asks_for_the_default_is_accepted(cli: Cli) -> None:
         (command, hint)
         for commands, hint in {
             "exec start create": "firebuild run",
-            "container kill restart pause unpause attach top": "no containers",
-            "stats port rename update diff cp commit network volume compose": "no containers",
+            "kill": "firebuild stop --time 0",
+            "attach": "firebuild logs --follow",
+            "port": "firebuild ps",
+            "container restart pause unpause top": "no containers",
+            "stats rename update diff cp commit network volume compose": "no containers",
             "swarm stack service node": "no containers",
             "login logout": "logins of docker and podman count",
             "search manifest trust": "there are pull and push",
@@ -210,6 +213,7 @@ def test_commands_that_are_called_otherwise_here_work(cli: Cli) -> None:
     cli("image", "build", "-t", "b", *TAR, ".")
     cli("tag", "a", "c:1")
     cli("image", "tag", "a", "d")
+    assert cli("container", "ls", "--all").out == cli("ps", "-a").out
     assert [row.split()[0] for row in cli("images", "ls").out.splitlines()[1:]] == [
         "a:latest", "b:latest", "c:1", "d:latest",
     ]  # fmt: skip

@@ -107,6 +107,41 @@ def test_an_image_is_called_by_the_id_that_its_build_prints(host_cli: Cli) -> No
     assert f"no image of the store has the id {image}" in host_cli("run", image, status=125).err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--nosuch host true", "no such option '--nosuch'"),
+        (
+            "-v /a:/b host true",
+            "--volume is an option of docker run that firebuild does not have\n  hint: no file",
+        ),
+        ("--mount=type=bind host true", "--mount is an option of docker run"),
+        ("--network host host true", "invalid value for '--network': 'host'"),
+        ("--read-only=perhaps host true", "--read-only: expected true or false, found 'perhaps'"),
+        ("--env-file / host true", "'/' is a directory"),
+        ("", "missing argument 'IMAGE'"),
+    ],
+)
+def test_wrong_arguments_have_a_status_that_no_command_has(host_cli: Cli, words: str, message: str) -> None:
+    assert message in host_cli("run", *words.split(), status=125).err
+
+
+def test_flags_take_true_and_false_and_what_follows_the_image_is_the_command_s(host_cli: Cli) -> None:
+    words = (
+        "/bin/sh",
+        "-c",
+        'echo "$A$B $*"; echo > /file',
+        "-",
+        "--read-only=false",
+        "-v",
+        "--",
+        "--init=true",
+    )
+    done = host_cli("run", "--read-only=true", "-q", "-ieA=1", "--env", "B=2", "host", *words, status=2)
+    assert done.out == "12 --read-only=false -v -- --init=true\n"
+    assert host_cli("run", "--read-only=false", "-e", "--privileged=1", "--", "host", *words).err == ""
+
+
 def test_entrypoint_and_command_are_combined_as_docker_does() -> None:
     config = ImageConfig(entrypoint=("a",), cmd=("b",))
     assert command_of(RunRequest(image="i"), config) == ("a", "b")

@@ -13,6 +13,7 @@ import pytest
 
 from firebuild_bootstrap.cli import docker
 from firebuild_bootstrap.cli.app import app
+from firebuild_bootstrap.cli.docker import BuildCommand
 from firebuild_bootstrap.errors import InputError
 
 PAGE = Path(__file__).parents[2] / "docs/from-docker.md"
@@ -33,7 +34,7 @@ def tables() -> dict[str, list[Row]]:
     """The rows of each table of options, by its heading."""
     found: dict[str, list[Row]] = defaultdict(list)
     heading = ""
-    for line in PAGE.read_text().split("## Commands")[0].splitlines():
+    for line in PAGE.read_text().splitlines():
         if line.startswith("#"):
             heading = line.strip("# ")
         if match := re.fullmatch(r"\| `(--[\w-]+)`(?:, `(-\w)`)? \| (.+?) \| (.*?) ?\|", line):
@@ -42,6 +43,7 @@ def tables() -> dict[str, list[Row]]:
 
 
 TABLES = tables()
+RUNNING = TABLES.pop("Running")
 ROWS = sorted({row.name: row for rows in TABLES.values() for row in rows}.values(), key=lambda row: row.name)
 
 
@@ -113,6 +115,36 @@ def test_options_that_the_words_name_exist() -> None:
     mentioned = {word for row in ROWS for word in re.findall(r"(?<![\w-])--[a-z-]+(?![\w-]*`)", row.words)}
     words = mentioned - {"--from", "--mount", "--older-than"}
     assert {word for word in words if not done(word)} == set()
+
+
+def test_every_row_of_docker_run_is_what_the_command_line_does() -> None:
+    given: tuple[str, ...]
+    run = app.commands["run"]
+    assert isinstance(run, BuildCommand)
+    for row in RUNNING:
+        [option] = [one for one in run.params if row.name in one.opts]
+        assert isinstance(option, click.Option)
+        assert set(option.opts) >= {row.name, row.short} - {""}, row
+        assert option.hidden == (row.here != "same"), row
+        if row.here == "same":
+            continue
+        given = (row.name,) if option.is_flag else (row.name, "x")
+        words = [*given, "image"]
+        if row.here == "accepted":
+            BuildCommand.parse_args(run, click.Context(run), words)
+            continue
+        with pytest.raises(InputError) as raised:
+            BuildCommand.parse_args(run, click.Context(run), words)
+        assert raised.value.message == f"{row.name} is an option of docker run that firebuild does not have"
+        assert (row.here, row.words) == ("refused", raised.value.hint)
+    names = {row.name for row in RUNNING}
+    assert len(names) == len(RUNNING)
+    assert {one.opts[0] for one in run.params if getattr(one, "hidden", False)} <= names
+    mentioned = {word for row in RUNNING for word in re.findall(r"(?<![`\w-])--[a-z-]+", row.words)}
+    known = {
+        name for command in ("run", "build") for one in app.commands[command].params for name in one.opts
+    }
+    assert mentioned - {"--follow", "--time"} <= known
 
 
 @pytest.mark.needs("buildah")

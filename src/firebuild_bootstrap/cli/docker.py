@@ -234,6 +234,89 @@ _THEIR_TYPES: Final = {
     "cacheonly": "a build without --output writes no form: leave it out",
 }
 
+_FILES: Final = (
+    "no file of this host is mounted in a machine: COPY puts files into an image; -i passes on input"
+)
+_WALLS: Final = (
+    "the machine decides what a command can do: docs/run.md; --init boots a system with all rights"
+)
+_OF_MACHINE: Final = "a virtual machine has limits of its own: --memory, --cpus, --disk"
+_ADDRESSES: Final = "a machine has no network of several: --network, --publish"
+_NAMES: Final = "machine.qemu.name_servers in the configuration"
+_LOGS: Final = "`firebuild logs` shows what a run with --detach has written"
+_HEALTH: Final = "nothing asks a run; `firebuild build --ready=COMMAND` tries an image before it is stored"
+_LABELS: Final = "a run has a --name; LABEL and `build --label` are for images"
+# Of `docker run` what `firebuild run` does not have.
+_RUN_FLAGS: Final = {
+    "--oom-kill-disable": _OF_MACHINE,
+    "--privileged": _WALLS,
+    "--publish-all": "--publish PORT:PORT names each port",
+    "--use-api-socket": "there is no daemon that a command could call",
+}
+_POINTLESS_RUN_FLAGS: Final = ("--disable-content-trust", "--no-healthcheck", "--quiet")
+_RUN_OPTIONS: Final = {
+    "--add-host": "the command can write names into the /etc/hosts of its machine",
+    "--annotation": _LABELS,
+    "--attach": "output always comes here; --interactive passes standard input on",
+    "--cidfile": "with --detach the id is what goes to standard output",
+    "--detach-keys": "no terminal can leave a run; `firebuild logs --follow` shows one with --detach",
+    "--domainname": "--hostname takes a name with its domain",
+    "--expose": "--publish PORT:PORT publishes a port",
+    "--isolation": "--machine says where the command runs",
+    "--platform": "a machine runs images of this host's platform",
+    "--restart": "a service manager, such as systemd with `firebuild run`, starts one again",
+    "--runtime": "--machine says where the command runs",
+    "--sig-proxy": "signals go to the command in any case: leave it out",
+    "--stop-signal": "STOPSIGNAL of the image says it",
+    "--stop-timeout": "`firebuild stop --time SECONDS` says it",
+    "--sysctl": "machine.qemu.kernel_args in the configuration has arguments for the machine's kernel",
+    "--tmpfs": "what a command writes goes with the machine; with --read-only it has /dev/shm",
+    **dict.fromkeys(("--device", "--mount", "--volume", "--volume-driver", "--volumes-from"), _FILES),
+    **dict.fromkeys(("--dns", "--dns-opt", "--dns-option", "--dns-search"), _NAMES),
+    **dict.fromkeys(("--label", "--label-file"), _LABELS),
+    **dict.fromkeys(("--log-driver", "--log-opt"), _LOGS),
+    **dict.fromkeys(
+        (
+            *("--health-cmd", "--health-interval", "--health-retries", "--health-start-interval"),
+            *("--health-start-period", "--health-timeout"),
+        ),
+        _HEALTH,
+    ),
+    **dict.fromkeys(
+        (
+            *("--ip", "--ip6", "--link", "--link-local-ip", "--mac-address", "--net"),
+            *("--net-alias", "--network-alias"),
+        ),
+        _ADDRESSES,
+    ),
+    **dict.fromkeys(
+        (
+            *("--cap-add", "--cap-drop", "--cgroup-parent", "--cgroupns", "--device-cgroup-rule", "--gpus"),
+            *("--group-add", "--ipc", "--pid", "--security-opt", "--storage-opt", "--userns", "--uts"),
+        ),
+        _WALLS,
+    ),
+    **dict.fromkeys(
+        (
+            *("--blkio-weight", "--blkio-weight-device", "--cpu-count", "--cpu-percent", "--cpu-period"),
+            *("--cpu-quota", "--cpu-rt-period", "--cpu-rt-runtime", "--cpu-shares", "--cpuset-cpus"),
+            *("--cpuset-mems", "--device-read-bps", "--device-read-iops", "--device-write-bps"),
+            *("--device-write-iops", "--io-maxbandwidth", "--io-maxiops", "--kernel-memory"),
+            *("--memory-reservation", "--memory-swap", "--memory-swappiness", "--oom-score-adj"),
+            *("--pids-limit", "--shm-size", "--ulimit"),
+        ),
+        _OF_MACHINE,
+    ),
+}
+_SHORT_OF_RUN: Final = {
+    "--attach": "-a",
+    "--cpu-shares": "-c",
+    "--label": "-l",
+    "--publish-all": "-P",
+    "--quiet": "-q",
+    "--volume": "-v",
+}
+
 _RUN: Final = "`firebuild run` runs a command in a machine that is gone when it ends"
 _CONTAINERS: Final = (
     "there are no containers: `firebuild run` starts a machine that is gone when its command ends, and of "
@@ -263,14 +346,22 @@ _ALIASES: Final[dict[tuple[str, ...], tuple[str, ...]]] = {
     ("history",): ("images", "history"),
     ("inspect",): ("images", "inspect"),
     ("bases",): ("base",),
+    **{("container", name): (name,) for name in ("run", "ps", "logs", "stop", "wait", "rm")},
+    ("container", "ls"): ("ps",),
+    ("container", "list"): ("ps",),
 }
 _ALIASES_BELOW: Final = {"ls": "list", "remove": "rm", "delete": "rm", "df": "du"}
 _NOT_THERE: Final[dict[str, str]] = {
     name: why
     for names, why in {
-        "exec start create": _RUN,
-        "container kill restart pause unpause attach top": _CONTAINERS,
-        "stats port rename update diff cp commit": _CONTAINERS,
+        "exec": "no command can be added to a machine that runs; `firebuild run --ssh-key` lets you log in,"
+        " where the image has an SSH server",
+        "start create": _RUN,
+        "kill": "`firebuild stop --time 0 RUN` ends a run at once",
+        "attach": "`firebuild logs --follow RUN` shows what a run with --detach writes",
+        "port": "`firebuild ps` lists published ports",
+        "container restart pause unpause top": _CONTAINERS,
+        "stats rename update diff cp commit": _CONTAINERS,
         "network volume compose swarm stack service node": _CONTAINERS,
         "login logout": "logins of docker and podman count; settings have others in `registries`",
         "search manifest trust": "of what is in a registry there are pull and push",
@@ -307,6 +398,23 @@ def docker_options(function: FunctionT) -> FunctionT:
     return function
 
 
+def docker_run_options(function: FunctionT) -> FunctionT:
+    """Add the options of `docker run` that are accepted for nothing or answered by their names."""
+    for name in (*_POINTLESS_RUN_FLAGS, *_RUN_FLAGS, *_RUN_OPTIONS):
+        names = [name, _SHORT_OF_RUN[name]] if name in _SHORT_OF_RUN else [name]
+        kind: dict[str, Any] = {"multiple": True} if name in _RUN_OPTIONS else {"is_flag": True}
+        refuse = None if name in _POINTLESS_RUN_FLAGS else _refuse_of_run
+        function = click.option(*names, **kind, hidden=True, expose_value=False, callback=refuse)(function)
+    return function
+
+
+def _refuse_of_run(_context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    name = parameter.opts[0]
+    if value:
+        why = _RUN_FLAGS.get(name) or _RUN_OPTIONS[name]
+        raise InputError(f"{name} is an option of docker run that firebuild does not have", hint=why)
+
+
 def _refuse(_context: click.Context, parameter: click.Parameter, value: Any) -> None:
     name = parameter.opts[0]
     given = value if isinstance(value, tuple) else (value,) if value else ()
@@ -341,21 +449,39 @@ class BuildCommand(click.Command):
             name for one in self.params if getattr(one, "_flag_needs_value", False) for name in one.opts
         }
         words: list[str] = []
-        for position, word in enumerate(args):
-            if word == "--":
-                words += args[position:]
-                break
+        end = self._end_of_options(args)
+        for word in args[:end]:
             name, equals, value = word.partition("=")
             if name in flags and equals and word.startswith("--"):
                 words += [name] if _is_true(name, value) else []
             else:
                 words.append(f"{word}=" if word in optional else word)
         try:
-            return super().parse_args(ctx, words)
+            return super().parse_args(ctx, words + args[end:])
         except click.NoSuchOption as error:  # what is refused is not a suggestion
             shown = {name for one in self.params if not getattr(one, "hidden", False) for name in one.opts}
             near = [name for name in error.possibilities or () if name in shown]
             raise click.NoSuchOption(error.option_name, possibilities=near, ctx=ctx) from error
+
+    def _end_of_options(self, args: list[str]) -> int:
+        """Return where the options end: at `--`, or at the first argument if what follows is a command's."""
+        if self.context_settings.get("allow_interspersed_args", True):
+            return args.index("--") if "--" in args else len(args)
+        valued = {
+            name
+            for one in self.params
+            if isinstance(one, click.Option) and not one.is_flag and not one.count
+            for name in one.opts
+        }
+        position = 0
+        while position < len(args) and len(word := args[position]) > 1 and word[0] == "-" and word != "--":
+            if word.startswith("--"):
+                takes = word in valued
+            else:  # as -it, and -eNAME=VALUE
+                letter = next((at for at, one in enumerate(word[1:], 1) if f"-{one}" in valued), 0)
+                takes = letter == len(word) - 1
+            position += 2 if takes else 1
+        return min(position, len(args))
 
 
 def _is_true(flag: str, value: str) -> bool:

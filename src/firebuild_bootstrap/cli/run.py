@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from firebuild_bootstrap.cli.display import Boot, window_size
+from firebuild_bootstrap.cli.docker import BuildCommand, docker_run_options
 from firebuild_bootstrap.cli.failure import SIGNALS, report
 from firebuild_bootstrap.cli.identity import identity_from, identity_options, laptop_ca
 from firebuild_bootstrap.cli.options import (
@@ -51,7 +52,23 @@ _MAX_ENV_FILE: Final = 1 << 20
 _PORT: Final = re.compile(r"(?:(\d{1,3}(?:\.\d{1,3}){3}):)?(\d{1,5}):(\d{1,5})(?:/tcp)?", re.ASCII)
 
 
-@click.command(context_settings={"allow_interspersed_args": False})
+class _RunCommand(BuildCommand):
+    """Tells its own failures from those of the command also where its arguments are wrong."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments; see `click.Command.parse_args`.
+
+        Raises:
+            SystemExit: they are wrong, which has been reported.
+        """
+        try:
+            return super().parse_args(ctx, args)
+        except (click.UsageError, InputError) as error:
+            report(error)
+            sys.exit(_FAILED)
+
+
+@click.command(cls=_RunCommand, context_settings={"allow_interspersed_args": False})
 @click.argument("image", shell_complete=complete_tags)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--env", "-e", "env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable; repeatable.")
@@ -129,6 +146,7 @@ _PORT: Final = re.compile(r"(?:(\d{1,3}(?:\.\d{1,3}){3}):)?(\d{1,5}):(\d{1,5})(?
 )
 @identity_options
 @config_option
+@docker_run_options
 @click.pass_obj
 def run(answer: int | None, /, image: str, command: tuple[str, ...], **options: Any) -> None:
     """Run COMMAND, or what the image says, in a machine whose root file system is IMAGE.

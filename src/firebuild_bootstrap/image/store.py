@@ -501,7 +501,7 @@ class ImageStore:
         Raises:
             InputError: there is no such image, or it has several names.
         """
-        keys = self._keys_of_id(wanted) if wanted.is_id else []
+        keys = self._keys_of_id(wanted) if wanted.is_id else ()
         if len(keys) > 1:
             names = ", ".join(sorted(str(_name(key)) for key in keys))
             raise InputError(f"the image {wanted} has the names {names}", hint="say which of them are to go")
@@ -540,12 +540,11 @@ class ImageStore:
             keys = [*self._keys_of_id(tag), *keys]
         return next(filter(self._contents.has, keys), keys[0])
 
-    def _keys_of_id(self, wanted: Reference) -> list[Key]:
+    def _keys_of_id(self, wanted: Reference) -> tuple[Key, ...]:
         """Return the names of the image of an id; one that nobody has asked for is no image's."""
         images = readable(self._contents.names(), lambda key: (key, self._find(key)), lambda _: None)
-        return [
-            key for key, image in images if image is not None and _known_id(image) == f"sha256:{wanted.tag}"
-        ]
+        known = ((key, _known_id(image)) for key, image in images if image is not None)
+        return tuple(key for key, id_ in known if id_ == f"sha256:{wanted.tag}")
 
     def _unknown(self, tag: Reference) -> InputError:
         if tag in self._bases():
