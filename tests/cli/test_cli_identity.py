@@ -147,9 +147,9 @@ def test_the_files_have_the_owner_and_the_mode_that_were_asked_for(host_cli: Cli
         ((*NAMES, "--identity-command", ""), "error: --identity-command: it is empty"),
         ((*NAMES, "--identity-ttl", "soon"), "error: --identity-ttl: expected a duration"),
         ((*NAMES, "--identity-owner", "x"), "error: --identity-owner x: /etc/passwd of the image has no"),
-        (("--identity", "Not A Name"), "error: expected a DNS name"),
+        (("--identity", "Not A Name"), "error: --identity: expected a DNS name"),
         (("--identity", "a.firebuild.internal"), "error: --identity a.firebuild.internal: the names below"),
-        ((*NAMES, *NAMES), 'error: the name "web.example" is there twice'),
+        ((*NAMES, *NAMES), 'error: --identity: the name "web.example" is there twice'),
     ],
 )
 def test_what_can_not_be_is_said_in_words(host_cli: Cli, arguments: tuple[str, ...], message: str) -> None:

@@ -119,6 +119,11 @@ def test_an_image_is_called_by_the_id_that_its_build_prints(host_cli: Cli) -> No
         ("--network host host true", "invalid value for '--network': 'host'"),
         ("--read-only=perhaps host true", "--read-only: expected true or false, found 'perhaps'"),
         ("--env-file / host true", "'/' is a directory"),
+        ("--hostname a_b host true", "--hostname: expected a host name, found 'a_b'\n  hint: labels"),
+        (
+            "--identity *.web host true",
+            '--identity: expected a DNS name, found "*.web"\n  hint: certificates',
+        ),
         ("", "missing argument 'IMAGE'"),
     ],
 )
@@ -140,6 +145,19 @@ def test_flags_take_true_and_false_and_what_follows_the_image_is_the_command_s(h
     done = host_cli("run", "--read-only=true", "-q", "-ieA=1", "--env", "B=2", "host", *words, status=2)
     assert done.out == "12 --read-only=false -v -- --init=true\n"
     assert host_cli("run", "--read-only=false", "-e", "--privileged=1", "--", "host", *words).err == ""
+
+
+def test_a_command_has_any_time_for_signals_that_say_something_else_than_end(host_cli: Cli) -> None:
+    words = "trap 'echo once' USR1; trap 'echo done; exit 3' USR2; echo up; while :; do sleep 0.05; done"
+    process = start(host_cli.home, "host", "/bin/sh", "-c", words)
+    assert process.stdout is not None
+    for _ in range(3):
+        process.send_signal(signal.SIGUSR1)
+        assert process.stdout.readline() == b"once\n"
+    process.send_signal(signal.SIGUSR2)
+    assert process.communicate(timeout=30) == (b"done\n", b"")
+    assert process.returncode == 3
+    assert host_cli.leftovers() == []
 
 
 def test_entrypoint_and_command_are_combined_as_docker_does() -> None:
@@ -184,6 +202,10 @@ def test_variables_are_read_as_docker_reads_them(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"env:2: expected NAME=VALUE") as raised:
         read_env([file], [], {})
     assert "secret" not in str(raised.value)
+    file.write_text("A=1\nexport B=secret\n")
+    with pytest.raises(InputError, match=r"env:2: .*found the name 'export B'") as raised:
+        read_env([file], [], {})
+    assert raised.value.hint == "leave the word export out"
     with pytest.raises(InputError, match="can't be read: No such file"):
         read_env([tmp_path / "none"], [], {})
     file.write_bytes(b"\xff")
@@ -243,7 +265,7 @@ def test_what_is_written_is_gone_and_nothing_is_written_to_a_read_only_image(hos
         (("--ssh-key", "private", "host"), 125, "error: --ssh-key private: this is a private key"),
         (("--ssh-key", "none", "host"), 125, "error: --ssh-key none can't be read: No such file"),
         (("--ssh-key", "me=Dockerfile", "host"), 125, "error: --ssh-key Dockerfile: expected public keys"),
-        (("--hostname", "not a name", "host", "/bin/sh"), 125, "error: LocalHostname of the metadata: "),
+        (("--hostname", "not a name", "host", "/bin/sh"), 125, "error: --hostname: "),
     ],
 )
 def test_what_goes_wrong_is_said_in_words(

@@ -80,7 +80,6 @@ def identity_from(options: Mapping[str, Any], suffix: str) -> IdentityRequest | 
 
     Raises:
         InputError: a value is impossible.
-        firebuild_pki.IdentityError: a name is none.
     """
     given = options["identities"]
     if not given:
@@ -92,9 +91,13 @@ def identity_from(options: Mapping[str, Any], suffix: str) -> IdentityRequest | 
 
     from firebuild_bootstrap.identities import IdentityRequest
     from firebuild_bootstrap.wire import IdentityFiles
+    from firebuild_pki.errors import IdentityError
     from firebuild_pki.names import Names
 
-    names = Names.of(given)
+    try:
+        names = Names.of(given)
+    except IdentityError as error:
+        raise InputError(f"--identity: {error.message}", hint=error.hint) from error
     for name in names.dns:
         if f".{name}".endswith(f".{suffix}"):
             raise InputError(

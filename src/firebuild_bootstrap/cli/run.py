@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 _FAILED: Final = 125
 """The exit status of `firebuild run` where it is not that of the command, as Docker has it."""
 _GRACE_SECONDS: Final = 10.0
+_TALK: Final = (signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+"""What commands take as more than a wish that they end: they have any time for it."""
 _NAME: Final = re.compile(r"[^=\0]+")
 _MAX_ENV_FILE: Final = 1 << 20
 _PORT: Final = re.compile(r"(?:(\d{1,3}(?:\.\d{1,3}){3}):)?(\d{1,5}):(\d{1,5})(?:/tcp)?", re.ASCII)
@@ -265,6 +267,7 @@ def _settings(options: Mapping[str, Any], more: Mapping[str, Any] | None = None)
 
 
 def _request(image: str, command: tuple[str, ...], options: Mapping[str, Any]) -> RunRequest:
+    from firebuild_bootstrap.guest.configure import is_hostname
     from firebuild_bootstrap.running import RunRequest
     from firebuild_bootstrap.wire import Attach
 
@@ -279,6 +282,11 @@ def _request(image: str, command: tuple[str, ...], options: Mapping[str, Any]) -
     if options["name"] and not options["detach"]:
         raise InputError(
             "--name is for --detach: nothing of another run is kept", hint="add --detach, or leave --name out"
+        )
+    if not is_hostname(options["hostname"] or "localhost"):
+        raise InputError(
+            f"--hostname: expected a host name, found {one_line(options['hostname'], 80)!r}",
+            hint="labels of letters, digits and dashes, with dots between them; 64 characters at most",
         )
     rows, columns = window_size() if options["tty"] else (0, 0)
     entrypoint = options["entrypoint"]
@@ -306,8 +314,8 @@ def _request(image: str, command: tuple[str, ...], options: Mapping[str, Any]) -
 def read_env(files: Sequence[Path], given: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
     """Read `--env-file` and `--env`, which wins; a name alone has the value that it has here, if it has one.
 
-    As Docker reads them: in a file, empty lines and those that begin with # are left out, and quotes are part
-    of the value.
+    As Docker reads them: in a file, empty lines and those that begin with # are left out, quotes are part
+    of the value, and no name has a space in it.
 
     Raises:
         InputError: a file can't be read, or a name is impossible; values are not in the message.
@@ -316,8 +324,14 @@ def read_env(files: Sequence[Path], given: Sequence[str], environment: Mapping[s
 
     def add(text: str, where: str) -> None:
         name, equals, value = text.partition("=")
-        if not _NAME.fullmatch(name) or (name != name.strip()):
-            raise InputError(f"{where}: expected NAME=VALUE, found the name {one_line(name, 80)!r}")
+        if not _NAME.fullmatch(name) or name != name.strip() or (where != "--env" and len(name.split()) > 1):
+            export = name.split()[:1] == ["export"]
+            hint = (
+                "leave the word export out" if export else "a name is not empty, and has no space around it"
+            )
+            raise InputError(
+                f"{where}: expected NAME=VALUE, found the name {one_line(name, 80)!r}", hint=hint
+            )
         if equals:
             found[name] = value
         elif name in environment:
@@ -429,8 +443,8 @@ def _to_stderr(data: bytes) -> None:
 class Signals:
     """The signals of one run: before the command is there they end firebuild, then they are the command's.
 
-    One that the command does not heed within ten seconds, or another one, ends the machine. The handlers take
-    a note, and `check` acts on it.
+    One that the command does not heed within ten seconds, or another one, ends the machine, but for those of
+    `_TALK`. The handlers take a note, and `check` acts on it.
 
     Args:
         detached: SIGTERM asks the command to end as its image wants to be asked, for as long as it takes.
@@ -450,7 +464,7 @@ class Signals:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Handle the signals until the block ends; main thread only."""
-        kept = [each for each in SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+        kept = [each for each in (*SIGNALS, *_TALK) if signal.getsignal(each) is not signal.SIG_IGN]
         previous = {number: signal.signal(number, self._note) for number in kept}
         previous[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, self._note_size)
         try:
@@ -475,6 +489,9 @@ class Signals:
             self.console.resize(*window_size())
         while self._came:
             number = self._came.pop(0)
+            if number in _TALK and self._started and self.console is not None:
+                self.console.signal(number)
+                continue
             if self._passed_on or not self._started or self.console is None:
                 self._came.insert(0, number)  # for whoever asks next
                 raise Interrupted(f"the run was interrupted ({signal.Signals(number).name})")
@@ -487,6 +504,10 @@ class Signals:
             raise Interrupted(f"the command did not end within {_GRACE_SECONDS:g} seconds after {name}")
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
+        if number in _TALK and self._started:
+            if number not in self._came:
+                self._came.append(number)
+            return
         if len(self._came) > 1:  # the clean-up is too slow for somebody
             os.write(2, b"error: interrupted again, the rest is cleaned up in the background\n")
             os._exit(128 + number)

@@ -129,10 +129,14 @@ def _without_block(lines: list[str]) -> list[str]:
     return kept + block
 
 
+def is_hostname(text: str) -> bool:
+    """Whether a machine can be called so."""
+    # 64 bytes is what the kernel takes (gethostname(2)); the rest is RFC 1123, section 2.1.
+    return len(text) <= 64 and all(_LABEL.fullmatch(label) for label in text.split("."))
+
+
 def _hostname(text: str) -> str:
-    labels = text.split(".")
-    if text and (len(text) > 64 or not all(_LABEL.fullmatch(label) for label in labels)):
-        # 64 bytes is what the kernel takes (gethostname(2)); the rest is RFC 1123, section 2.1.
+    if text and not is_hostname(text):
         raise InputError(f"LocalHostname of the metadata: {text!r:.80} is not a host name")
     return text
 
