@@ -128,7 +128,7 @@ def test_environment_beats_file_and_options_beat_both(tmp_path: Path) -> None:
         ("machine: {driver: locl}", "machine.driver: expected 'local', 'qemu', 'firecracker' or 'external'"),
         (
             "machine: {disk_size: 4KiB}",
-            "machine.disk_size: expected a value greater than or equal to 1048576, found 4KiB",
+            "machine.disk_size: expected at least 1MiB, found 4KiB",
         ),
     ],
 )

@@ -265,7 +265,16 @@ def _wording(detail: ErrorDetails, known: set[str]) -> tuple[str, str | None]:
         bound = kind.startswith(("greater_than", "less_than"))  # then a text is a number with its unit: 1MiB
         shown = f"{found}" if isinstance(found, int | float) or bound else kind_of(found)
         message = f"expected a value {message.removeprefix('Input should be ')}, found {shown}"
+        if kind == "greater_than_equal" and isinstance(found, str) and isinstance(context["ge"], int):
+            message = f"expected at least {_in_units(context['ge'])}, found {shown}"
     return message, context.get("hint") or None
+
+
+def _in_units(number: int) -> str:
+    """Write a number of bytes as settings have it: 256MiB."""
+    units = {0: "", 10: "KiB", 20: "MiB", 30: "GiB"}
+    shift = max(shift for shift in units if number % (1 << shift) == 0)
+    return f"{number >> shift}{units[shift]}"
 
 
 def _remedy(kind: str, found: object) -> str | None:
