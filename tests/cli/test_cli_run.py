@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import struct
 import subprocess
 import termios
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from cli.conftest import Cli
+from cli.terminals import on_terminal
 from firebuild_bootstrap.cli.run import read_env
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image.config import ImageConfig
@@ -352,6 +354,27 @@ def test_a_terminal_is_the_commands_with_its_size_and_its_keys(host_home: Path) 
     read("")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
     os.close(terminal)
+
+
+def test_keys_are_those_of_firebuild_until_the_command_has_begun(host_home: Path) -> None:
+    """A machine that does not come, or a registry that does not answer, would hold the terminal otherwise."""
+    environ = {**os.environ, "FIREBUILD_HOME": str(host_home), "FIREBUILD_PULL": "missing"}
+    with socket.create_server(("127.0.0.1", 0)) as registry:
+        image = f"localhost:{registry.getsockname()[1]}/never"
+        with on_terminal(BIN / "firebuild", "run", "-it", image, environ=environ) as terminal:
+            connection = registry.accept()[0]
+            assert terminal.keys() == "handled"
+            terminal.type("\x03")
+            connection.close()
+            terminal.read()
+            assert terminal.status() == 130
+    given = ("run", "-it", "host", "/bin/sh", "-c", "echo up; read typed; echo got $typed")
+    with on_terminal(BIN / "firebuild", *given, environ=environ) as terminal:
+        terminal.type("ahead\n")
+        terminal.read("up\r\n")
+        assert terminal.keys() == "passed on"
+        assert "got ahead\r\n" in terminal.read()
+        assert terminal.status() == 0
 
 
 def _reader(terminal: int) -> Callable[[str], str]:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.running import RunRequest
     from firebuild_bootstrap.service.console import Console
     from firebuild_bootstrap.settings import BuildSettings
+    from firebuild_bootstrap.wire import Attach
 
 _FAILED: Final = 125
 """The exit status of `firebuild run` where it is not that of the command, as Docker has it."""
@@ -209,8 +210,13 @@ def _run(
             request = replace(request, identity=identity)
             settings = _settings(options, laptop_ca(settings.ca, home.root))
         if background is None:
-            signals.console = console = Console(signals.command_starts)
-            cleanup.enter_context(_terminal(console, request))
+            keyboard = cleanup.enter_context(closing(_Keyboard(request.attach)))
+
+            def started() -> None:
+                signals.command_starts()
+                keyboard.begin(console)
+
+            signals.console = console = Console(started)
             return run_image(request, settings, home, console, events=boot)
         request = replace(request, id=new_id())
         signals.console = console = Console(signals.command_starts, lambda: background.begun(console.command))
@@ -518,27 +524,40 @@ class Signals:
         self._resized = True
 
 
-@contextmanager
-def _terminal(console: Console, request: RunRequest) -> Iterator[None]:
-    """Pass standard input on; with a terminal, one key at a time, until the block ends."""
-    if not request.attach.input:
-        yield
-        return
-    before: list[Any] | None = None
-    if request.attach.terminal:
-        import termios
-        import tty
+class _Keyboard:
+    """Standard input, which is the command's from when that begins; a terminal then gives one key at a time.
 
-        before = termios.tcgetattr(0)
-        tty.setraw(0)
-    threading.Thread(target=_read_input, args=(console,), name="stdin", daemon=True).start()
-    try:
-        yield
-    finally:
-        if before is not None:
-            import termios
+    Before, Ctrl-C is a signal that ends firebuild, which may wait for a registry or a machine.
+    """
 
-            termios.tcsetattr(0, termios.TCSADRAIN, before)
+    def __init__(self, attach: Attach) -> None:
+        self._attach = attach
+        self._lock = threading.Lock()
+        self._before: list[Any] | None = None
+        self._closed = False
+
+    def begin(self, console: Console) -> None:
+        """Pass standard input on; called by a thread of the server."""
+        with self._lock:
+            if self._closed or not self._attach.input:
+                return
+            if self._attach.terminal:
+                import termios
+                import tty
+
+                with suppress(termios.error):  # it has hung up, which the reader is told, too
+                    self._before = termios.tcgetattr(0)
+                    tty.setraw(0, termios.TCSADRAIN)  # what was typed ahead stays
+            threading.Thread(target=_read_input, args=(console,), name="stdin", daemon=True).start()
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        with self._lock:
+            self._closed = True
+            if self._before is not None:
+                import termios
+
+                termios.tcsetattr(0, termios.TCSADRAIN, self._before)
 
 
 def _read_input(console: Console) -> None:
