@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -528,24 +529,29 @@ def test_the_status_of_an_answer_says_what_to_do(
     assert remedy in (error.hint or "")
 
 
-def test_an_interruption_ends_a_pull_at_once(small: Small, client: Client, ca: CA) -> None:
+@pytest.mark.parametrize("what", ["manifest", "configuration", "layer"])
+def test_an_interruption_ends_a_pull_at_once(small: Small, client: Client, ca: CA, what: str) -> None:
     image = Image()
     small.add(image, "1")
     arrived, ended = threading.Event(), threading.Event()
+    blobs = {"configuration": image.config, "layer": image.layers[0]}
+    where = digest(blobs[what]) if what in blobs else "/manifests/"
 
     def silent(handler: Handler) -> None:
         arrived.set()
-        ended.wait(10)
+        ended.wait(30)
         handler.close_connection = True
 
     def check() -> None:
         if arrived.is_set():
             raise Interrupted("the build was interrupted")
 
-    small.behaviours.append(once(digest(image.layers[0]), silent))
+    small.behaviours.append(once(where, silent))
     client.check = check
+    begin = time.monotonic()
     with pytest.raises(Interrupted):
-        pull(client.registries(small.host), client, f"{small.host}/web:1")
+        pull(client.registries(small.host, timeout="60s"), client, f"{small.host}/web:1")
+    assert time.monotonic() - begin < 15
     ended.set()
 
 

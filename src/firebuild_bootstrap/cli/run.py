@@ -494,13 +494,15 @@ class Signals:
             self._resized = False
             self.console.resize(*window_size())
         while self._came:
-            number = self._came.pop(0)
+            number = self._came[0]
             if number in _TALK and self._started and self.console is not None:
+                del self._came[0]
                 self.console.signal(number)
                 continue
             if self._passed_on or not self._started or self.console is None:
-                self._came.insert(0, number)  # for whoever asks next
+                # It stays for whoever asks next, in this thread or another.
                 raise Interrupted(f"the run was interrupted ({signal.Signals(number).name})")
+            del self._came[0]
             stops = self._detached and number == signal.SIGTERM
             self.console.signal(self.console.stop_signal if stops else number)
             self._passed_on = True

@@ -118,7 +118,10 @@ class Registries:
             RegistryError: it has no such tag, or does not answer.
         """
         with self.tasks.task(f"asking for {reference}"):
-            return self._first(list(self.sources(reference)), lambda one: one.digest(_wanted(reference)))[1]
+            wanted = _wanted(reference)
+            return self._first(
+                list(self.sources(reference)), lambda one: self._answer(partial(one.digest, wanted))
+            )[1]
 
     def pull(self, reference: Reference, blobs: BlobStore, platform: Platform, *, digest: str = "") -> Pulled:
         """Fetch an image, or what is missing of it.
@@ -187,7 +190,7 @@ class Registries:
             )
             if manifest.config.size > MAX_DOCUMENT:
                 raise InputError(f"its configuration has {counted(manifest.config.size, 'byte')}")
-            self._fetch(sources, manifest.config, blobs, "", self.around.check)
+            side_by_side([partial(self._fetch, sources, manifest.config, blobs, "")], 1, self.around.check)
             document = parse_config(blobs.read(manifest.config.digest, MAX_DOCUMENT))
         check_image(manifest, document, platform)
         return sources, Pulled(top, manifest, document)
@@ -197,7 +200,7 @@ class Registries:
     ) -> tuple[list[Repository], Received]:
         if ":" in wanted and blobs.hold(wanted) is not None:
             return sources, Received(blobs.read(wanted, MAX_DOCUMENT), "")
-        rest, received = self._first(sources, lambda one: one.manifest(wanted))
+        rest, received = self._first(sources, lambda one: self._answer(partial(one.manifest, wanted)))
         blobs.add(received.data)
         return rest, received
 
@@ -224,6 +227,12 @@ class Registries:
                 return
             with self.tasks.task(what, total=blob.size, measure=lambda: writer.offset):
                 self._first(sources, fetch)
+
+    def _answer(self, ask: Callable[[], T]) -> T:
+        """Return what a registry answers; an interruption does not wait for one that is silent."""
+        answers: list[T] = []
+        side_by_side([lambda _: answers.append(ask())], 1, self.around.check)
+        return answers[0]
 
     def _first(self, sources: list[Repository], ask: Callable[[Repository], T]) -> tuple[list[Repository], T]:
         """Return what the first source answers, and from which on they are worth asking."""
