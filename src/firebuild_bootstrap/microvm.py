@@ -81,6 +81,11 @@ def write_microvm(
         MachineError: it can't be written.
     """
     entry = file(COMMAND.lstrip("/"), json.dumps(_command(image)).encode(), 0o600)
+    if kernel is None and settings.kernel is None:
+        raise InputError(
+            "--firecracker: machine.firecracker.kernel is not set, and there is no --kernel",
+            hint="name one: --kernel FILE, a vmlinux, or the bzImage of a distribution, which is unpacked",
+        )
     source = kernel if kernel is not None else check_kernel(settings.kernel, machine)
     setting = "--kernel" if kernel is not None else "machine.firecracker.kernel"
     unpacked = read_kernel(source, machine, setting)

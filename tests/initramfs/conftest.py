@@ -18,7 +18,7 @@ from firebuild_bootstrap.layers.tree import tree_entries
 from guest.build import make_image
 from initramfs.archives import Found, read_initramfs, unpack
 
-# Where `fetch kernel` puts one; FIREBUILD_TEST_KERNEL names another place of the same form.
+# Where `fetch kernel` puts one; TESTS_KERNEL names another place of the same form.
 KERNEL = Path("/var/cache/firebuild-tests/kernel")
 
 
@@ -32,7 +32,7 @@ class Kernel:
 
 @pytest.fixture(scope="session")
 def kernel() -> Kernel:
-    root = Path(os.environ.get("FIREBUILD_TEST_KERNEL", KERNEL))
+    root = Path(os.environ.get("TESTS_KERNEL", KERNEL))
     images = sorted(root.glob("boot/vmlinuz-*"))
     if not images or shutil.which("qemu-system-x86_64") is None:
         reason = f"needs qemu: apt install qemu-system-x86, and tests/initramfs/fetch kernel {root}"

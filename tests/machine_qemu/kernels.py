@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-# Where tests/initramfs/fetch kernel puts one; FIREBUILD_TEST_KERNEL names another place of the same form.
+# Where tests/initramfs/fetch kernel puts one; TESTS_KERNEL names another place of the same form.
 _KERNEL = Path("/var/cache/firebuild-tests/kernel")
 
 
@@ -23,7 +23,7 @@ def find_test_kernel() -> Path:
 
 def kernel_of_tests() -> Path | None:
     """Return the kernel to boot where there is one, and QEMU."""
-    root = Path(os.environ.get("FIREBUILD_TEST_KERNEL", _KERNEL))
+    root = Path(os.environ.get("TESTS_KERNEL", _KERNEL))
     images = sorted(root.glob("boot/vmlinuz-*"))
     return images[-1] if images and shutil.which("qemu-system-x86_64") else None
 

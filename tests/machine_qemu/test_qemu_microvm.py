@@ -83,7 +83,10 @@ def test_an_export_says_what_it_lacks(firebuild: Firebuild, context: Path, tmp_p
     assert "expected either --output or --firecracker" in firebuild(*export, status=2).stderr
     assert "are for --firecracker" in firebuild(*export, "-o", "tar", "--size", "1GiB", status=2).stderr
     wanted = (*export, "--firecracker", tmp_path / "out")
-    assert "machine.firecracker.kernel is not set" in firebuild(*wanted, status=2).stderr
+    assert (
+        "is not set, and there is no --kernel\n  hint: name one: --kernel FILE"
+        in firebuild(*wanted, status=2).stderr
+    )
     assert "--size: expected a size" in firebuild(*wanted, "--size", "x", status=2).stderr
     assert "can't be read: No such file" in firebuild(*wanted, "--kernel", tmp_path / "x", status=2).stderr
     assert not (tmp_path / "out").exists()
