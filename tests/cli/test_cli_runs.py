@@ -73,6 +73,7 @@ def test_a_run_goes_on_by_itself_until_it_is_stopped_and_is_kept_until_it_is_rem
     done = host_cli("logs", "web")
     assert (done.out, unwarned(done.err)) == ("up\nbye\n", "aside\n")
     assert host_cli("logs", "--tail", "1", "web").out == "bye\n"
+    assert host_cli("logs", "--tail", "all", "web").out == host_cli("logs", "web").out
     stamped = host_cli("logs", "--timestamps", "web").out.splitlines()
     assert [line.partition("Z ")[2] for line in stamped] == ["up", "bye"]
     (document,) = json.loads(host_cli("ps", "--all", "--json").out)

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -182,10 +182,18 @@ def ps(everything: bool, quiet: bool, as_json: bool, config_file: Path | None) -
         print_table(("ID", "NAME", "IMAGE", "COMMAND", "MACHINE", "STATUS", "PORTS"), rows)
 
 
+class _Lines(click.IntRange):
+    """A number of lines, or `all`, as for `docker logs`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or None for all."""
+        return None if value == "all" else super().convert(value, param, ctx)
+
+
 @click.command()
 @_run_argument
 @click.option("--follow", "-f", is_flag=True, help="Go on until the run has ended.")
-@click.option("--tail", "-n", metavar="N", type=click.IntRange(0), help="Begin with the last N lines.")
+@click.option("--tail", "-n", metavar="N", type=_Lines(0), help="Begin with the last N lines, not with all.")
 @click.option("--timestamps", "-t", is_flag=True, help="Begin each line with the time when it came.")
 @config_option
 def logs(run: str, follow: bool, tail: int | None, timestamps: bool, config_file: Path | None) -> None:
