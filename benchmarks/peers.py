@@ -13,6 +13,7 @@ from typing import Final
 
 from components import missing
 from oracle import daemon
+from support import BUILDKIT
 
 _PROGRAMS: Final = {
     "buildah": "--version",
@@ -40,7 +41,7 @@ def _no_buildkit() -> str | None:
     """Build BuildKit where it is not; say why that did not work."""
     if _buildkit():
         return missing(["runc", "root"])
-    done = subprocess.run([_BUILD, daemon.PROGRAMS], capture_output=True, text=True, check=False)
+    done = subprocess.run([_BUILD, BUILDKIT], capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no words"])[-1]
         return f"needs BuildKit, which {_BUILD.parent.name}/{_BUILD.name} did not build: {last}"
@@ -49,7 +50,7 @@ def _no_buildkit() -> str | None:
 
 def _buildkit() -> str | None:
     """Return the version of BuildKit that is here; its program does not know its own, built by `go build`."""
-    return daemon.version() if (daemon.PROGRAMS / "buildkitd").exists() else None
+    return daemon.version() if (BUILDKIT / "buildkitd").exists() else None
 
 
 def _said(words: list[str]) -> str:

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 BIN = Path(sys.executable).parent
 REPO = Path(__file__).resolve().parents[1]
-# Where `tests/initramfs/fetch openrc` puts one; FIREBUILD_TEST_OPENRC names another place of the same form.
-BUILDKIT = Path(os.environ.get("FIREBUILD_TEST_BUILDKIT", "/var/cache/firebuild-tests/buildkit"))
-OPENRC = Path(os.environ.get("FIREBUILD_TEST_OPENRC", "/var/cache/firebuild-tests/openrc"))
+# Put there by `tests/oracle/buildkit/build` and `tests/initramfs/fetch openrc`; the variables name other places.
+BUILDKIT = Path(os.environ.get("TESTS_BUILDKIT", "/var/cache/firebuild-tests/buildkit"))
+OPENRC = Path(os.environ.get("TESTS_OPENRC", "/var/cache/firebuild-tests/openrc"))
 # Where `fetch` of the plugin for step-ca puts one.
 _STEP_CA = "/var/cache/firebuild-tests/step-ca"
 
