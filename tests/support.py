@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 BIN = Path(sys.executable).parent
 REPO = Path(__file__).resolve().parents[1]
-# Put there by `tests/oracle/buildkit/build` and `tests/initramfs/fetch openrc`; the variables name other places.
+# Of `tests/oracle/buildkit/build` and `tests/initramfs/fetch openrc`; the variables name other places.
 BUILDKIT = Path(os.environ.get("TESTS_BUILDKIT", "/var/cache/firebuild-tests/buildkit"))
 OPENRC = Path(os.environ.get("TESTS_OPENRC", "/var/cache/firebuild-tests/openrc"))
 # Where `fetch` of the plugin for step-ca puts one.

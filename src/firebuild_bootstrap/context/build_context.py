@@ -268,10 +268,6 @@ class FileTree:
                 f"the pattern {text!r} is malformed: {error}", hint=PATTERN, location=tree.location
             ) from error
         base = self._existing(parts[:split], text, tree)
-        if not base.is_directory:
-            raise InputError(
-                f"{text!r}: {base.path!r} of {self.label} is not a directory", location=tree.location
-            )
         for node in _matching(tree, base, patterns):
             target = self._existing(node.parts, node.path, tree) if node.is_link else node
             yield target, node.path

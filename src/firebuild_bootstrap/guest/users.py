@@ -56,7 +56,8 @@ class Users:
             StepError: a name is unknown, a number is out of range, or the form is wrong.
         """
         user, colon, group = text.partition(":")
-        entry = self._passwd(user or "0")
+        user = user or "0"
+        entry = self._passwd(user)
         uid = entry.uid if entry else self._number("USER", text, user, "/etc/passwd")
         gid = self._gid("USER", text, group) if colon and group else (entry.gid if entry else 0)
         extra: tuple[int, ...] = ()
