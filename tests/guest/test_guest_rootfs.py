@@ -257,7 +257,12 @@ def test_user_is_resolved_in_the_images_own_files(users: Users, text: str, ident
 
 def test_without_the_files_numbers_work_and_names_but_root_do_not(root: Root) -> None:
     users = Users(root)
-    assert users.identity("") == users.identity("0:0") == users.identity("root:root") == Identity(0, 0, (0,), "/")
+    assert (
+        users.identity("")
+        == users.identity("0:0")
+        == users.identity("root:root")
+        == Identity(0, 0, (0,), "/")
+    )
     assert users.identity(":5") == Identity(0, 5, (5,), "/")
     assert users.owner("root") == users.owner("root:root") == (0, 0)
     assert users.identity("5:6") == Identity(5, 6, (6,), "/")

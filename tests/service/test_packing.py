@@ -22,12 +22,12 @@ from firebuild_bootstrap.service.packing import packed
 
 HERE = Location("Dockerfile", 5)
 Pieces = list[tuple[int, bytes]]
-Received = list[tuple[tuple[bool, bool, bool], tar.Entry, Pieces]]
+Received = list[tuple[tuple[bool, bool, bool, bool], tar.Entry, Pieces]]
 
 
 def received(messages: Iterable[bytes]) -> Received:
     """Read what a guest would read: the group of each entry, the entry, and where its content belongs."""
-    group = (False, False, False)
+    group = (False, False, False, False)
 
     class Data:
         def __init__(self, messages: Iterator[bytes]) -> None:
@@ -40,7 +40,12 @@ def received(messages: Iterable[bytes]) -> Received:
                 if isinstance(data, memoryview):
                     assert 0 < len(data) <= wire.CHUNK_BYTES
                     return bytes(data)
-                group = (data.group.from_directory, data.group.keep_owner, data.group.of_tree)
+                group = (
+                    data.group.from_directory,
+                    data.group.keep_owner,
+                    data.group.of_tree,
+                    data.group.passed,
+                )
             return b""
 
     found: Received = []
@@ -87,7 +92,7 @@ def test_entries_of_every_kind_and_size_arrive_as_they_are(context: Path) -> Non
     (context / "d/link").symlink_to("f1")
     os.link(context / "d/f513", context / "d/sub/again")
     found = received(packed(entries(context, "d")))
-    assert {group for group, _, _ in found} == {(True, False, False)}
+    assert {group for group, _, _ in found} == {(True, False, False, False)}
     contents = {entry.path: laid_out(entry, pieces) for _, entry, pieces in found if entry.kind == tar.FILE}
     assert contents == files
     kinds = {entry.path: (entry.kind, entry.linkname) for _, entry, _ in found}
@@ -124,7 +129,7 @@ def test_holes_are_not_sent(context: Path) -> None:
     messages = list(packed(entries(context, "big")))
     assert sum(map(len, messages)) < 200_000
     ((group, entry, pieces),) = received(messages)
-    assert group == (False, False, False)
+    assert group == (False, False, False, False)
     assert (entry.size, pieces[0][0]) == (1 << 41, 1 << 40)
     assert b"".join(piece for _, piece in pieces).rstrip(b"\0") == b"here"
     assert entry.regions == ((1 << 40, 64 * 1024),)
@@ -147,10 +152,10 @@ def test_groups_say_what_becomes_of_owners() -> None:
     of_stage = one("c", b"C", owner=(1, 2**31))
     found = received(packed([context_file, member, member, of_stage]))
     assert [group for group, _, _ in found] == [
-        (False, False, False),
-        (True, True, False),
-        (True, True, False),
-        (True, True, True),
+        (False, False, False, False),
+        (True, True, False, False),
+        (True, True, False, False),
+        (True, True, True, False),
     ]
     assert [(entry.uid, entry.gid) for _, entry, _ in found] == [(0, 0), (7, 8), (7, 8), (1, 2**31)]
     assert [laid_out(entry, pieces) for _, entry, pieces in found] == [b"A", b"B", b"B", b"C"]

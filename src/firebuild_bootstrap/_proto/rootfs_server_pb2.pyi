@@ -458,14 +458,16 @@ class Finish(_message.Message):
     def __init__(self) -> None: ...
 
 class Group(_message.Message):
-    __slots__ = ("from_directory", "keep_owner", "of_tree")
+    __slots__ = ("from_directory", "keep_owner", "of_tree", "passed")
     FROM_DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     KEEP_OWNER_FIELD_NUMBER: _ClassVar[int]
     OF_TREE_FIELD_NUMBER: _ClassVar[int]
+    PASSED_FIELD_NUMBER: _ClassVar[int]
     from_directory: bool
     keep_owner: bool
     of_tree: bool
-    def __init__(self, from_directory: _Optional[bool] = ..., keep_owner: _Optional[bool] = ..., of_tree: _Optional[bool] = ...) -> None: ...
+    passed: bool
+    def __init__(self, from_directory: _Optional[bool] = ..., keep_owner: _Optional[bool] = ..., of_tree: _Optional[bool] = ..., passed: _Optional[bool] = ...) -> None: ...
 
 class Piece(_message.Message):
     __slots__ = ("data",)

@@ -80,6 +80,7 @@ class Entry:
         link_target: text of a symbolic link; `path` of the first name for a hard link.
         owner: uid and gid that it keeps unless the instruction has one, for what comes from an archive, an
             image or another stage; None for the instruction's own rule.
+        passed: a directory on the way to what --parents names.
         member: an archive holds it, which is unpacked as if the destination were the root.
         open: opens the content of a regular file for reading; None for everything else.
         file: where that is a file of this machine, which may have holes, the file itself.
@@ -96,6 +97,7 @@ class Entry:
     size: int = 0
     link_target: str = ""
     owner: tuple[int, int] | None = None
+    passed: bool = False
     member: bool = False
     open: Callable[[], BinaryIO] | None = None
     file: FileOnDisk | None = None

@@ -290,6 +290,8 @@ class Tree:
                 continue
             entry = self._entry(node, path, path[skipped:])
             if is_directory:
+                if not self.select.is_empty and self.select.ignores(path[skipped:]):
+                    entry = replace(entry, passed=True)
                 levels.append((self._children(node), [entry]))
                 if ignored:
                     continue

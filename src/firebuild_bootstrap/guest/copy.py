@@ -34,6 +34,7 @@ class Incoming(NamedTuple):
         from_directory: it belongs to a directory or archive, which is merged into the destination.
         keep_owner: it has an owner of its own unless the instruction has one.
         of_tree: then it comes from an image or a stage, and is not a member of an archive.
+        passed: a directory on the way to what --parents names.
     """
 
     entry: tar.Entry
@@ -41,6 +42,7 @@ class Incoming(NamedTuple):
     from_directory: bool = False
     keep_owner: bool = False
     of_tree: bool = False
+    passed: bool = False
 
 
 def packed(stream: Iterator[pb.Group | memoryview]) -> Iterator[Incoming]:
@@ -89,7 +91,7 @@ class _Packed:
             if group.keep_owner:
                 check_owner(entry.path, entry.uid, entry.gid)
             write = _writer(reader, entry)
-            yield Incoming(entry, write, group.from_directory, group.keep_owner, group.of_tree)
+            yield Incoming(entry, write, group.from_directory, group.keep_owner, group.of_tree, group.passed)
         if not reader.marked or self.read(1):
             raise ProtocolError("the server's stream of files does not end where it says so")
 
@@ -397,6 +399,9 @@ class Copier:
         found = base.root.status(path, follow=False)
         # The destination itself keeps what it has; so does a directory that is reached through a link.
         if created or (inner and found is not None and stat.S_ISDIR(found.st_mode)):
+            if entry.passed and found is not None and not created:  # as BuildKit has it
+                _, made = self._directories.get(inner, (base, Metadata((found.st_uid, found.st_gid))))
+                metadata = metadata._replace(owner=made.owner, mode=entry.entry.mode)
             self._later(base, inner, metadata)
 
     def _later(self, base: _Base, inner: str, metadata: Metadata) -> None:

@@ -38,11 +38,11 @@ def packed(entries: Iterable[Entry]) -> Iterator[bytes]:
     Raises:
         InputError: a file has vanished, cannot be read or has changed.
     """
-    group: tuple[bool, bool, bool] | None = None
+    group: tuple[bool, bool, bool, bool] | None = None
     waiting = bytearray()
     for entry in entries:
         keeps = entry.owner is not None
-        own = (entry.from_directory, keeps, keeps and not entry.member)
+        own = (entry.from_directory, keeps, keeps and not entry.member, entry.passed)
         if own != group:
             if waiting:
                 yield encode_piece(waiting)
@@ -63,8 +63,8 @@ def packed(entries: Iterable[Entry]) -> Iterator[bytes]:
         yield encode_piece(bytes(2 * tar.BLOCK))
 
 
-def _group(from_directory: bool, keep_owner: bool, of_tree: bool) -> bytes:
-    group = pb.Group(from_directory=from_directory, keep_owner=keep_owner, of_tree=of_tree)
+def _group(from_directory: bool, keep_owner: bool, of_tree: bool, passed: bool) -> bytes:
+    group = pb.Group(from_directory=from_directory, keep_owner=keep_owner, of_tree=of_tree, passed=passed)
     return pb.ToGuest(group=group).SerializeToString()
 
 
