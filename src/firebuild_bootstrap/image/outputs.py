@@ -379,7 +379,8 @@ def _require_room(kind: OutputType, dest: Path) -> None:
 def _removal(dest: Path) -> str | None:
     """Name the command for a directory that its user can't remove: its files may be of subordinate ids."""
     if os.path.isdir(dest) and not os.path.islink(dest):
-        return f"`firebuild rm-tree {shlex.quote(str(dest))}` removes it, whoever owns its files"
+        remove = f"firebuild rm-tree {shlex.quote(str(dest))}"
+        return f"name another one; `{remove}` removes this one with all that is in it, whoever owns that"
     return None
 
 
