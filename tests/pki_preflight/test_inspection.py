@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_der_private_key,
+    load_pem_private_key,
+)
 
 from firebuild_pki import CAError
 from firebuild_pki.preflighting import Inspection, RowLevel, inspect_files, read_bytes, read_file
@@ -15,6 +24,9 @@ from pki_file import conftest
 from pki_file.operator_files import SERVER, Shop
 
 shop, usual = conftest.shop, conftest.usual
+
+
+Load = Callable[[bytes, bytes], object]
 
 
 def _now() -> datetime:
@@ -114,6 +126,25 @@ def test_keys_need_their_passphrase_and_are_nobody_elses(shop: Shop) -> None:
         inspect(locked, passphrase=b"guess")
     assert refused.value.hint == "the passphrase may be wrong"
     assert "guess" not in str(refused.value)
+
+
+def test_a_wrong_passphrase_is_told_also_where_its_padding_is_right_by_chance(shop: Shop) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    for encoding, form in ((Encoding.PEM, "locked.pem"), (Encoding.DER, "locked.der")):
+        data = key.private_bytes(encoding, PrivateFormat.PKCS8, BestAvailableEncryption(b"right"))
+        load: Load = load_pem_private_key if encoding is Encoding.PEM else load_der_private_key
+        lucky = next(guess for guess in map(b"%d".__mod__, range(20_000)) if misleads(load, data, guess))
+        with pytest.raises(CAError, match="cannot be read: ") as refused:
+            inspect(shop.write(form, data), passphrase=lucky)
+        assert refused.value.hint == "the passphrase may be wrong"
+
+
+def misleads(load: Load, data: bytes, passphrase: bytes) -> bool:
+    try:
+        load(data, passphrase)
+    except ValueError as error:
+        return "password" not in str(error)
+    return False
 
 
 def test_every_form_is_read(usual: Shop, shop: Shop) -> None:

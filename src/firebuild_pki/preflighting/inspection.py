@@ -279,6 +279,9 @@ class Inspection:
         return {"sound": self.sound, "items": [one.to_json() for one in self.items], "rows": rows}
 
 
+_MAY_BE_WRONG: Final = "the passphrase may be wrong"
+
+
 @dataclass(slots=True)
 class _Found:
     """What was read of one file."""
@@ -326,7 +329,11 @@ class _Found:
             if passphrase is None:
                 self.add(KeyFacts("", encrypted=True))
                 return
-            key = load(passphrase)
+            try:
+                key = load(passphrase)
+            except ValueError as error:
+                # One of 256 wrong ones leaves a right padding (RFC 8018, section 6.1.1), and what is no key.
+                raise _unreadable(self.content, error, hint=_MAY_BE_WRONG) from error
         self.keys.append(key)
         self.add(KeyFacts(_key(key.public_key()), encrypted))
 
@@ -391,7 +398,7 @@ def _read(content: Content, passphrase: bytes | None) -> _Found:
         except MaterialError:
             raise
         except Exception as error:  # untrusted input, and each parser fails with exceptions of its own
-            raise _unreadable(content, error, passphrase) from error
+            raise _unreadable(content, error, hint=_hint(error, passphrase)) from error
     if found.items:
         return found
     raise _instead(content, labelled(blocks[0].label) if blocks else named(content.data))
@@ -403,14 +410,15 @@ def _instead(content: Content, foreign: Foreign) -> MaterialError:
     return MaterialError(f"{content.source}: {expected}, found {foreign.name}", hint=remedy)
 
 
-def _unreadable(content: Content, error: Exception, passphrase: bytes | None) -> MaterialError:
-    hint = None
-    if "password" in str(error).lower() or "pkcs12" in str(error).lower():
-        given = passphrase is not None
-        hint = (
-            "the passphrase may be wrong" if given else "name a file with its passphrase: --passphrase-file"
-        )
+def _unreadable(content: Content, error: Exception, *, hint: str | None) -> MaterialError:
     return MaterialError(f"{content.source}: cannot be read: {error_message(error)}", hint=hint)
+
+
+def _hint(error: Exception, passphrase: bytes | None) -> str | None:
+    """Say what is wrong with the passphrase, if that may be it."""
+    if "password" not in str(error).lower() and "pkcs12" not in str(error).lower():
+        return None
+    return "name a file with its passphrase: --passphrase-file" if passphrase is None else _MAY_BE_WRONG
 
 
 def _take_der(found: _Found, passphrase: bytes | None) -> None:
