@@ -486,7 +486,7 @@ def test_docker_s_ways_to_name_outputs(cli: Cli) -> None:
     assert (Path("x.tar").is_file(), Path("a=b").is_dir()) == (True, True)
     done = cli("build", "-q", "-o", "out", status=2)
     assert "expected a new or empty directory" in done.first
-    assert f"hint: `firebuild rm-tree {Path('out').absolute()}` removes it" in done.err
+    assert f"`firebuild rm-tree {Path('out').absolute()}` removes this one" in done.err
     assert cli("rm-tree", "out", "other").out == (
         f"removed {Path('out').resolve()}\nremoved {Path('other').resolve()}\n"
     )

@@ -16,7 +16,12 @@ from oracle.corpus import HERE, Case
 
 _WORDS: Final[dict[str, list[str]]] = yaml.safe_load((HERE / "chance.yaml").read_text())
 _LINKS: Final = {"lnk": ("a", "d/x", "d"), "dl": ("d", "d/e", "f", "./d")}
-_IN_ARCHIVES: Final = {"p": "P", "q/r": {"content": "R", "owner": "3:4", "mode": "640"}, "s": {"link": "q"}}
+_IN_ARCHIVES: Final = {
+    "p": "P",
+    "q/": "",
+    "q/r": {"content": "R", "owner": "3:4", "mode": "640"},
+    "s": {"link": "q"},
+}
 _NAMED: Final = ("app", "staff")  # of --chown, which --link can't find
 
 

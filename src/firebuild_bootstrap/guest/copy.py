@@ -350,14 +350,15 @@ class Copier:
 
     def _single(self, entry: Incoming) -> None:
         """A file by itself: into the destination if that is a directory, else under its name."""
-        destination = self._rules.destination
+        destination, follow = self._rules.destination, True
         if self._is_directory or self._rules.into or self._root.is_directory(destination):
+            follow = False  # as BuildKit has it: a link of the file's name is replaced
             if not self._is_directory:
                 self._root.make_directory(destination, self._parent(), parents=self._rules.owner)
                 self._is_directory = True
             destination = posixpath.join(destination, posixpath.basename(entry.entry.path))
         self._at = destination
-        self._write(self._image, entry, destination, follow=True)
+        self._write(self._image, entry, destination, follow=follow)
 
     def _tree_entry(self, entry: Incoming) -> None:
         inner = _inner(entry.entry.path)

@@ -214,9 +214,9 @@ class Executor:
                 kept = self._layers.kept if self._layers is not None else None
                 Copier(root, self._users, command, kept).copy(self._host.files(command.source))
             case wire.WorkdirCommand():
-                identity = self._users.identity(command.user)
-                check_mapped(f"USER {command.user}", identity.uid, identity.gid)
-                self._make_workdir(command, (identity.uid, identity.gid))
+                owner = self._users.workdir_owner(command.user)
+                check_mapped(f"USER {command.user}", *owner)
+                self._make_workdir(command, owner)
 
     def _run(self, command: wire.RunCommand) -> None:
         identity = self._users.identity(command.user)

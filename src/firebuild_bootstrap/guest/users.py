@@ -83,6 +83,15 @@ class Users:
             return uid, self._gid(option, text, group)
         return uid, entry.gid if entry else uid
 
+    def workdir_owner(self, text: str) -> tuple[int, int]:
+        """Return whose the directory is that WORKDIR makes: a number is uid and gid, as of --chown.
+
+        Raises:
+            StepError: as `identity`.
+        """
+        identity = self.identity(text)
+        return identity.uid, identity.uid if _is_number(text) else identity.gid
+
     def home(self, name: str) -> Identity | None:
         """Return the identity of a user by exact name, None where the image has no such user."""
         entry = next((item for item in self._passwd_entries() if item.name == name), None)

@@ -343,8 +343,11 @@ tree() {
   fi
 }
 single() {
-  if [ "$3" = into ] || [ -d "$D/" ]; then mk "$D" "$O"; at=$D/$2; else mk "${D%/*}" "$O"; at=$D; fi
-  if [ -L "$at" ] && [ -e "$at" ]; then at=$(readlink -f "$at"); fi
+  if [ "$3" = into ] || [ -d "$D/" ]; then mk "$D" "$O"; at=$D/$2
+  else
+    mk "${D%/*}" "$O"; at=$D
+    if [ -L "$at" ] && [ -e "$at" ]; then at=$(readlink -f "$at"); fi
+  fi
   replace "$S/$1" "$at"
 }
 stamp() {

@@ -285,7 +285,8 @@ def _tools(names: Sequence[str]) -> str:
 def workdir(command: wire.WorkdirCommand) -> str:
     """Return what makes the directory for the current user."""
     path = wire.absolute("/", command.workdir)
-    return f'begin\nuser {shlex.quote(command.user)}\nmk {shlex.quote(path)} "$U:$G"\nsay E 0\n'
+    user = shlex.quote(command.user)
+    return f'begin\nuser {user}\n! number {user} || G=$U\nmk {shlex.quote(path)} "$U:$G"\nsay E 0\n'
 
 
 def run(command: wire.RunCommand, staging: str) -> str:
