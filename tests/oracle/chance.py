@@ -64,7 +64,7 @@ class _Chance:
 
     def _fill(self) -> None:
         for name in _WORDS["names"]:
-            if self._often(0.6) and (name != "hard" or "a" in self._files):
+            if self._often(0.6):
                 self._files[name] = self._file(name)
         if self._often(0.4):
             form = self._random.choice(("tar", "bz2", "xz"))
@@ -76,8 +76,6 @@ class _Chance:
     def _file(self, name: str) -> dict[str, Any]:
         if name in _LINKS:
             return {"link": self._random.choice(_LINKS[name])}
-        if name == "hard":
-            return {"hard": "a"}
         members: dict[str, Any] = {} if name.endswith("/") else {"content": f"content of {name}\n"}
         if self._often(0.3):
             members["mode"] = self._one("modes_of_files")
