@@ -23,9 +23,7 @@ from oracle.tree import Tree, without_base
 # What BuildKit does not find: a pattern's directory that nothing else has it read, / with --parents, a user.
 _NOT_FOR_BUILDKIT: Final = re.compile(r'"[^"]*": not found|lstat /|invalid user index|unable to find user')
 # What is refused on purpose (disagreements.yaml).
-_NOT_FOR_US: Final = re.compile(
-    r"needs a destination that ends in|of the image (has no|does not exist)|a directory is there"
-)
+_NOT_FOR_US: Final = re.compile(r"needs a destination that ends in|of the image (has no|does not exist)")
 
 
 class Comparison:

@@ -13,7 +13,7 @@ import pytest
 
 from firebuild_bootstrap.cli import docker
 from firebuild_bootstrap.cli.app import app
-from firebuild_bootstrap.cli.docker import BuildCommand
+from firebuild_bootstrap.cli.docker import DockerCommand
 from firebuild_bootstrap.errors import InputError
 
 PAGE = Path(__file__).parents[2] / "docs/from-docker.md"
@@ -120,7 +120,7 @@ def test_options_that_the_words_name_exist() -> None:
 def test_every_row_of_docker_run_is_what_the_command_line_does() -> None:
     given: tuple[str, ...]
     run = app.commands["run"]
-    assert isinstance(run, BuildCommand)
+    assert isinstance(run, DockerCommand)
     for row in RUNNING:
         [option] = [one for one in run.params if row.name in one.opts]
         assert isinstance(option, click.Option)
@@ -131,10 +131,10 @@ def test_every_row_of_docker_run_is_what_the_command_line_does() -> None:
         given = (row.name,) if option.is_flag else (row.name, "x")
         words = [*given, "image"]
         if row.here == "accepted":
-            BuildCommand.parse_args(run, click.Context(run), words)
+            DockerCommand.parse_args(run, click.Context(run), words)
             continue
         with pytest.raises(InputError) as raised:
-            BuildCommand.parse_args(run, click.Context(run), words)
+            DockerCommand.parse_args(run, click.Context(run), words)
         assert raised.value.message == f"{row.name} is an option of docker run that firebuild does not have"
         assert (row.here, row.words) == ("refused", raised.value.hint)
     names = {row.name for row in RUNNING}

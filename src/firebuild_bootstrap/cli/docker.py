@@ -7,7 +7,8 @@ with what to do instead. The page docs/from-docker.md has the same lists, which 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import click
@@ -382,30 +383,36 @@ _NOT_THERE: Final[dict[str, str]] = {
 
 def docker_options(function: FunctionT) -> FunctionT:
     """Add the options of other tools that are accepted for nothing or answered by their names."""
+    add = partial(_add_hidden, _SHORT)
     for name in (*_POINTLESS_FLAGS, *_POINTLESS_FLAGS_OF_KANIKO):
-        function = click.option(name, is_flag=True, hidden=True, expose_value=False)(function)
-    for name in (*_REFUSED_FLAGS, *_REFUSED_OPTIONS):
-        names = [name, _SHORT[name]] if name in _SHORT else [name]
-        kind: dict[str, Any] = {"is_flag": True} if name in _REFUSED_FLAGS else {"multiple": True}
-        function = click.option(*names, **kind, hidden=True, expose_value=False, callback=_refuse)(function)
-    for others in (_OTHER_FLAGS, _OTHER_OPTIONS):
-        optional: dict[str, Any] = {"is_flag": False, "flag_value": ""} if others is _OTHER_FLAGS else {}
-        for name in (name for table in others.values() for name in table):
-            names = [name, _SHORT[name]] if name in _SHORT else [name]
-            function = click.option(
-                *names, **optional, multiple=True, hidden=True, expose_value=False, callback=_refuse
-            )(function)
+        add(function, name, is_flag=True)
+    for name in _REFUSED_FLAGS:
+        add(function, name, is_flag=True, callback=_refuse)
+    for name in _REFUSED_OPTIONS:
+        add(function, name, multiple=True, callback=_refuse)
+    for name in (name for table in _OTHER_FLAGS.values() for name in table):
+        add(function, name, is_flag=False, flag_value="", multiple=True, callback=_refuse)
+    for name in (name for table in _OTHER_OPTIONS.values() for name in table):
+        add(function, name, multiple=True, callback=_refuse)
     return function
 
 
 def docker_run_options(function: FunctionT) -> FunctionT:
     """Add the options of `docker run` that are accepted for nothing or answered by their names."""
-    for name in (*_POINTLESS_RUN_FLAGS, *_RUN_FLAGS, *_RUN_OPTIONS):
-        names = [name, _SHORT_OF_RUN[name]] if name in _SHORT_OF_RUN else [name]
-        kind: dict[str, Any] = {"multiple": True} if name in _RUN_OPTIONS else {"is_flag": True}
-        refuse = None if name in _POINTLESS_RUN_FLAGS else _refuse_of_run
-        function = click.option(*names, **kind, hidden=True, expose_value=False, callback=refuse)(function)
+    add = partial(_add_hidden, _SHORT_OF_RUN)
+    for name in _POINTLESS_RUN_FLAGS:
+        add(function, name, is_flag=True)
+    for name in _RUN_FLAGS:
+        add(function, name, is_flag=True, callback=_refuse_of_run)
+    for name in _RUN_OPTIONS:
+        add(function, name, multiple=True, callback=_refuse_of_run)
     return function
+
+
+def _add_hidden(short: Mapping[str, str], function: Callable[..., Any], name: str, **kind: Any) -> None:
+    """Add an option that no help shows and no command gets; click notes it in the function itself."""
+    names = [name, short[name]] if name in short else [name]
+    click.option(*names, **kind, hidden=True, expose_value=False)(function)
 
 
 def _refuse_of_run(_context: click.Context, parameter: click.Parameter, value: Any) -> None:
@@ -439,7 +446,7 @@ def _origin(name: str) -> tuple[str, str]:
     return "docker build", _REFUSED_FLAGS.get(name) or _REFUSED_OPTIONS[name]
 
 
-class BuildCommand(click.Command):
+class DockerCommand(click.Command):
     """A command whose flags also take `=true` and `=false`, as Docker's do, and never the next word."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

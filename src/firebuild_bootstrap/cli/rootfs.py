@@ -15,7 +15,7 @@ import click
 from firebuild_bootstrap.cli.accounting import attest_options, attested_digests, packages_of
 from firebuild_bootstrap.cli.display import PROGRESS, Progress, make_renderer, read_progress
 from firebuild_bootstrap.cli.docker import (
-    BuildCommand,
+    DockerCommand,
     complain_about_remote,
     docker_options,
 )
@@ -245,7 +245,7 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
     return add
 
 
-@click.command(cls=BuildCommand)
+@click.command(cls=DockerCommand)
 @_options("ext4")
 def rootfs(context: str | None, **options: Any) -> None:
     """Build an image from a Dockerfile, and write its root file system as ext4, or as --output says."""
@@ -255,7 +255,7 @@ def rootfs(context: str | None, **options: Any) -> None:
     _build(_Options(context=context or ".", paths_as_outputs=False, **options))
 
 
-@click.command(cls=BuildCommand)
+@click.command(cls=DockerCommand)
 @click.argument("path", required=False, metavar="[CONTEXT | -]", type=FilePath())
 @_options("none: `firebuild images path` writes them later")
 def build(path: str | None, context: str | None, **options: Any) -> None:

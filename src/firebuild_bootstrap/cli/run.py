@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from firebuild_bootstrap.cli.display import Boot, window_size
-from firebuild_bootstrap.cli.docker import BuildCommand, docker_run_options
+from firebuild_bootstrap.cli.docker import DockerCommand, docker_run_options
 from firebuild_bootstrap.cli.failure import SIGNALS, report
 from firebuild_bootstrap.cli.identity import identity_from, identity_options, laptop_ca
 from firebuild_bootstrap.cli.options import (
@@ -55,7 +55,7 @@ _MAX_ENV_FILE: Final = 1 << 20
 _PORT: Final = re.compile(r"(?:(\d{1,3}(?:\.\d{1,3}){3}):)?(\d{1,5}):(\d{1,5})(?:/tcp)?", re.ASCII)
 
 
-class _RunCommand(BuildCommand):
+class _RunCommand(DockerCommand):
     """Tells its own failures from those of the command also where its arguments are wrong."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -289,9 +289,10 @@ def _request(image: str, command: tuple[str, ...], options: Mapping[str, Any]) -
         raise InputError(
             "--name is for --detach: nothing of another run is kept", hint="add --detach, or leave --name out"
         )
-    if not is_hostname(options["hostname"] or "localhost"):
+    hostname = options["hostname"]
+    if hostname and not is_hostname(hostname):
         raise InputError(
-            f"--hostname: expected a host name, found {one_line(options['hostname'], 80)!r}",
+            f"--hostname: expected a host name, found {one_line(hostname, 80)!r}",
             hint="labels of letters, digits and dashes, with dots between them; 64 characters at most",
         )
     rows, columns = window_size() if options["tty"] else (0, 0)

@@ -280,20 +280,17 @@ class Tree:
                 levels.pop()
                 continue
             path, is_directory = node.path, node.is_directory
-            ignoring = [
-                rules.may_keep_below(path[start:])
-                for rules, start in leaving_out
-                if rules.ignores(path[start:])
-            ]
-            ignored = bool(ignoring)
-            if ignored and not (is_directory and all(ignoring)):
+            ignoring = [(rules, path[start:]) for rules, start in leaving_out if rules.ignores(path[start:])]
+            if ignoring and not (
+                is_directory and all(rules.may_keep_below(part) for rules, part in ignoring)
+            ):
                 continue
             entry = self._entry(node, path, path[skipped:])
             if is_directory:
-                if not self.select.is_empty and self.select.ignores(path[skipped:]):
+                if any(rules is self.select for rules, _ in ignoring):
                     entry = replace(entry, passed=True)
                 levels.append((self._children(node), [entry]))
-                if ignored:
+                if ignoring:
                     continue
             for _, waiting in levels:
                 if waiting:

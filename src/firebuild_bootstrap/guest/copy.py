@@ -399,8 +399,10 @@ class Copier:
         created = base.make_directory(path, metadata)
         found = base.root.status(path, follow=False)
         # The destination itself keeps what it has; so does a directory that is reached through a link.
-        if created or (inner and found is not None and stat.S_ISDIR(found.st_mode)):
-            if entry.passed and found is not None and not created:  # as BuildKit has it
+        if created:
+            self._later(base, inner, metadata)
+        elif inner and found is not None and stat.S_ISDIR(found.st_mode):
+            if entry.passed:  # as BuildKit has it
                 _, made = self._directories.get(inner, (base, Metadata((found.st_uid, found.st_gid))))
                 metadata = metadata._replace(owner=made.owner, mode=entry.entry.mode)
             self._later(base, inner, metadata)

@@ -219,7 +219,7 @@ def parse_mode(text: str) -> Callable[[int, bool], int]:
     """Read a mode such as `0755`, `4755` or `u=rwX,go-w`.
 
     What a symbolic one means is as in BuildKit, not chmod(1): `=` takes setuid and setgid from directories,
-    too, but no sticky bit; `t` is for all classes only; and X asks for the mode that the file had at first.
+    too, but no sticky bit; `t` of `o` alone says nothing; and X asks for the mode that the file had at first.
 
     Args:
         text: the value of `--chmod`.
