@@ -60,7 +60,8 @@ class Document:
 
         ``FIREBUILD_CA__PROVIDER=vault`` sets ``ca.provider``: two underscores go one level down,
         upper and lower case are the same, and a dash in a key of the file may be written as an
-        underscore. The value is read as a YAML scalar (or flow collection, ``[a, b]``).
+        underscore. What is quoted or in brackets, a number, ``true``, ``false`` and ``null`` mean what
+        they do in a file; any other value is a string as it stands.
 
         Args:
             environ: usually ``os.environ``.
@@ -77,7 +78,7 @@ class Document:
             position = Position(f"environment variable {name}")
             segments = name.removeprefix(_PREFIX).split("__")
             try:
-                value = _parse_scalar(environ[name], position)
+                value = _parse_variable(environ[name], position)
                 document = document._with(segments, value, position, fold=True)
             except SettingsError as error:
                 problems += error.problems
@@ -205,10 +206,10 @@ def parse_document(text: str, *, source: str = "settings") -> Document:
     return Document(data, source, reader.keys, reader.values)
 
 
-def _parse_scalar(text: str, position: Position) -> object:
-    from firebuild_pki.yaml_reader import Reader, compose
+def _parse_variable(text: str, position: Position) -> object:
+    from firebuild_pki.yaml_reader import Reader, compose_variable
 
-    node = compose(text, position)
+    node = compose_variable(text, position)
     if node is None:
         return None
     reader = Reader(position.source, positions=False)
@@ -216,3 +217,11 @@ def _parse_scalar(text: str, position: Position) -> object:
     if reader.problems:
         raise SettingsError(reader.problems)
     return value
+
+
+def set_by(path: KeyPath, *, section: bool) -> str | None:
+    """Word a hint that says how a setting, or a section, is given; None in a list, which has no variables."""
+    if not all(isinstance(part, str) for part in path):
+        return None
+    variable = _PREFIX + "__".join(str(part) for part in path).upper().replace("-", "_")
+    return f"set {variable}{'__…' if section else ''}, or write it in the file of --config"

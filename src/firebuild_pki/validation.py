@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from firebuild_pki.display import counted
-from firebuild_pki.documents import Document
+from firebuild_pki.documents import Document, set_by
 from firebuild_pki.errors import Problem, SettingsError
 from firebuild_pki.positions import KeyPath, closest, kind_of, nearest_setting
 from firebuild_pki.settings import write_duration
@@ -164,18 +164,22 @@ class Diagnostic:
         message: what was expected and what was found.
         hint: what to write instead.
         about_key: whether the key is at fault rather than its value.
+        section: whether it is about a mapping of settings.
     """
 
     path: KeyPath
     message: str
     hint: str | None
     about_key: bool
+    section: bool = False
 
     def as_problem(self, document: Document, base: KeyPath) -> Problem:
         """Add the position in the document."""
         full = (*base, *self.path)
         at = document.key_position(full) if self.about_key else document.value_position(full)
-        return at.problem(full, self.message, self.hint)
+        laid_over = at.source != document.source  # then it names another variable or option of the section
+        hint = set_by(full, section=self.section) if self.message == _REQUIRED and laid_over else self.hint
+        return at.problem(full, self.message, hint)
 
     def as_error(self, below: KeyPath = ()) -> InitErrorDetails:
         """Wrap it for a ValidationError that a validator raises on behalf of an inner model."""
@@ -184,6 +188,7 @@ class Diagnostic:
 
 
 _DIAGNOSTIC = "firebuild_finding"
+_REQUIRED = "this setting is required"
 
 
 def relocated(
@@ -205,7 +210,8 @@ def _diagnostics(model: type[BaseModel], data: object, error: ValidationError) -
         message, hint = _wording(detail, _known_at(model, data, path[:-1]))
         # Both may quote what is written in the file, or come from a plugin's validator.
         hint = None if hint is None else one_text(str(hint))
-        yield Diagnostic(path, one_text(message), hint, about_key=kind in {"missing", "extra_forbidden"})
+        about_key, section = kind in {"missing", "extra_forbidden"}, bool(_models_at(model, path))
+        yield Diagnostic(path, one_text(message), hint, about_key, section)
 
 
 def _path_in(model: type[BaseModel], data: Any, loc: tuple[str | int, ...], *, missing: bool) -> KeyPath:
@@ -250,7 +256,7 @@ def _wording(detail: ErrorDetails, known: set[str]) -> tuple[str, str | None]:
     if kind == "extra_forbidden":
         return "unknown setting", nearest_setting(str(detail["loc"][-1]), known)
     if kind in {"missing", "union_tag_not_found"}:
-        return "this setting is required", None
+        return _REQUIRED, None
     if kind in _EXPECTED:
         return f"expected {_EXPECTED[kind]}, found {kind_of(found)}", _remedy(kind, found)
     if kind in {"literal_error", "enum"}:

@@ -86,6 +86,19 @@ _SCALARS: dict[str, Any] = {
 }
 
 
+def compose_variable(text: str, position: Position) -> yaml.Node | None:
+    """Parse the value of an environment variable: in it are no comments, aliases, tags and blocks.
+
+    What does not begin with a quote or a bracket is one scalar as it stands, whatever YAML would make
+    of ``#``, ``*``, ``!`` or ``: ``. Raises `SettingsError`.
+    """
+    written = text.strip()
+    if written.startswith(("[", "{", '"', "'")):
+        return compose(written, position)
+    tag = _CoreLoader("").resolve(yaml.ScalarNode, written, (True, False))  # type: ignore[no-untyped-call]
+    return yaml.ScalarNode(tag, written)
+
+
 class Reader:
     """Turns YAML nodes into plain data and notes positions and problems on the way."""
 

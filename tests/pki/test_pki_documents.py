@@ -168,6 +168,39 @@ def test_environment_variables_go_down_by_two_underscores() -> None:
     assert origin == Position("environment variable FIREBUILD_CA__PROVIDER")
 
 
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("/keys/a #1.pem", "/keys/a #1.pem"),
+        ("#1", "#1"),
+        ("*star", "*star"),
+        ("!bang", "!bang"),
+        ("&and", "&and"),
+        ("%percent", "%percent"),
+        ("@at", "@at"),
+        ("`tick", "`tick"),
+        ("| pipe", "| pipe"),
+        ("unix: /run/x", "unix: /run/x"),
+        ("- a", "- a"),
+        ("a\n\nb", "a\n\nb"),
+        ("---", "---"),
+        (" spaces ", "spaces"),
+        ('" spaces "', " spaces "),
+        ("'true'", "true"),
+        ("true", True),
+        ("True story", "True story"),
+        ("~", None),
+        ("~/ca.pem", "~/ca.pem"),
+        ("0x10", 16),
+        ("-1.5", -1.5),
+        ("1.2.3", "1.2.3"),
+        ("{a: [1, x]}", {"a": [1, "x"]}),
+    ],
+)
+def test_a_variable_is_text_as_it_stands_where_it_is_nothing_else(written: str, value: object) -> None:
+    assert Document({}).merged({"FIREBUILD_X": written}).data == {"x": value}
+
+
 def test_the_file_keeps_its_positions_below_the_environment() -> None:
     document = parse_document("ca:\n  a: 1\n  b: {c: 2}\n", source="f").merged({"FIREBUILD_CA__B": "3"})
     assert document.data == {"ca": {"a": 1, "b": 3}}
@@ -191,7 +224,7 @@ def test_layers_leave_the_document_below_untouched() -> None:
         ("FIREBUILD_CA____B", "1", "ca.: expected a setting's name"),
         ("FIREBUILD_", "1", "expected a setting's name"),
         ("FIREBUILD_X", "[1", "not valid YAML: while parsing a flow sequence; expected"),
-        ("FIREBUILD_X", "!!int s", "expected a value that fits the tag tag:yaml.org,2002:int"),
+        ("FIREBUILD_X", "[!!int s]", "[0]: expected a value that fits the tag tag:yaml.org,2002:int"),
     ],
 )
 def test_a_variable_that_does_not_fit_is_named(variable: str, value: str, problem: str) -> None:

@@ -209,6 +209,15 @@ def test_settings_from_the_environment_are_blamed_by_variable() -> None:
     ]
 
 
+def test_a_missing_setting_of_a_section_from_the_environment_is_named_with_its_variable() -> None:
+    document = parse_document("ca: {}", source="fb.yaml").merged({"FIREBUILD_SERVER__PORT": "5"})
+    with pytest.raises(SettingsError) as caught:
+        validate(Everything, document)
+    (problem,) = caught.value.problems
+    assert problem.message == "this setting is required"
+    assert problem.hint == "set FIREBUILD_SERVER__ADDRESS, or write it in the file of --config"
+
+
 def test_a_bare_source_tree_without_entry_points_is_explained() -> None:
     (problem,) = problems("", CASettings, "ca", catalog=PluginCatalog(providers=[]))
     assert problem == (
