@@ -34,7 +34,8 @@ LOGIN = (
 
 def server_files(root: Path) -> None:
     """The programs, with their libraries and the user that the server gives its rights up for."""
-    for program in ("/usr/sbin/sshd", "/usr/bin/ssh-keygen"):
+    sessions = [str(file) for file in Path("/usr/lib/openssh").glob("sshd-*")]  # since OpenSSH 9.8
+    for program in ("/usr/sbin/sshd", "/usr/bin/ssh-keygen", *sessions):
         listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
         for file in (program, *re.findall(r"(/\S+) \(0x", listed)):
             target = root / file[1:]
