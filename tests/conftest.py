@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from baoserver.fixtures import (  # noqa: F401 - here, so that a process starts each server once
-    _cluster,
     cluster,
     dev_server,
     dev_tls_server,
     pytest_runtest_makereport,
+    pytest_runtest_teardown,
     stored_server,
     unique,
 )

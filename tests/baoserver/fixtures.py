@@ -7,6 +7,7 @@ A test of a shared server mounts its CA at a path of its own (`unique`).
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from contextlib import ExitStack
 from itertools import count
 
 import pytest
@@ -57,18 +58,28 @@ def stored_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoredSe
         yield server
 
 
-@pytest.fixture(scope="session")
-def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RaftCluster]:
-    with RaftCluster(tmp_path_factory.mktemp("bao")) as cluster:
-        yield cluster
-
-
 @pytest.fixture
-def cluster(_cluster: RaftCluster) -> Iterator[RaftCluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RaftCluster]:
     """Three nodes, healthy before and after the test.
 
     It takes seconds to make; mark its tests ``@pytest.mark.xdist_group("raft")`` so that one
-    process makes it.
+    process makes it, and ends it after the last of them.
     """
-    yield _cluster
-    _cluster.heal()
+    if not _clusters:
+        _clusters.append(_until_the_last.enter_context(RaftCluster(tmp_path_factory.mktemp("bao"))))
+    yield _clusters[0]
+    _clusters[0].heal()
+
+
+_clusters: list[RaftCluster] = []  # the one that runs
+_until_the_last = ExitStack()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> Generator[None]:
+    """End the cluster when no test of its group comes next: idle, it takes a twentieth of a processor."""
+    yield
+    group = None if nextitem is None else nextitem.get_closest_marker("xdist_group")
+    if group is None or group.args[0] != "raft":
+        _clusters.clear()
+        _until_the_last.close()
