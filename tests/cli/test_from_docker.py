@@ -57,6 +57,50 @@ def parse(*words: str) -> str:
     return ""
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("-f=a/Dockerfile -t=x:1", {"dockerfile": "a/Dockerfile", "tags": ("x:1",)}),
+        ("-fa/Dockerfile -tx:1", {"dockerfile": "a/Dockerfile", "tags": ("x:1",)}),
+        ("-f a/Dockerfile -t x:1", {"dockerfile": "a/Dockerfile", "tags": ("x:1",)}),
+        ("-t=a=b", {"tags": ("a=b",)}),
+        ("-q=true", {"quiet": True}),
+        ("-q=0", {"quiet": False}),
+        ("-qtx:1", {"quiet": True, "tags": ("x:1",)}),
+        ("-qt=x:1", {"quiet": True, "tags": ("x:1",)}),
+        ("-qt x:1", {"quiet": True, "tags": ("x:1",)}),
+        ("-qq=false -t=x", {"quiet": True, "tags": ("x",)}),
+        ("--build-arg -q=true", {"quiet": False, "build_args": ("-q=true",)}),
+        ("--tag --push=false", {"push": False, "tags": ("--push=false",)}),
+        ("--tag=--push=false", {"push": False, "tags": ("--push=false",)}),
+    ],
+)
+def test_options_are_written_as_docker_has_them(words: str, expected: dict[str, object]) -> None:
+    context = BUILD.make_context("build", [*words.split(), "."])
+    assert context.params | expected == context.params
+    assert context.params["path"] == "."
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("-d=false image -d=x", {"detach": False, "command": ("-d=x",)}),
+        ("-itd=false image", {"interactive": True, "tty": True, "detach": False, "command": ()}),
+        ("-ie=A=1 image -e", {"interactive": True, "env": ("A=1",), "command": ("-e",)}),
+        ("-e A=1 -- image -- -i=x", {"env": ("A=1",), "command": ("--", "-i=x")}),
+    ],
+)
+def test_options_of_run_end_at_the_image(words: str, expected: dict[str, object]) -> None:
+    context = app.commands["run"].make_context("run", words.split())
+    assert context.params | expected == context.params
+    assert context.params["image"] == "image"
+
+
+def test_a_flag_that_is_neither_true_nor_false_is_named() -> None:
+    with pytest.raises(InputError, match="-q: expected true or false, found 'maybe'"):
+        BUILD.make_context("build", ["-q=maybe", "."])
+
+
 def done(name: str) -> bool:
     return any(name in option.opts for option in BUILD.params if option.expose_value)
 

@@ -447,48 +447,59 @@ def _origin(name: str) -> tuple[str, str]:
 
 
 class DockerCommand(click.Command):
-    """A command whose flags also take `=true` and `=false`, as Docker's do, and never the next word."""
+    """A command that reads options as Docker's do (https://pkg.go.dev/github.com/spf13/pflag).
+
+    Flags also take `=true` and `=false`, and never the next word; what is after a `=` is the value of short
+    options, too.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Write flags as click reads them."""
-        flags = {name for one in self.params if getattr(one, "is_flag", False) for name in one.opts}
-        optional = {
-            name for one in self.params if getattr(one, "_flag_needs_value", False) for name in one.opts
-        }
+        """Write options as click reads them."""
+        interspersed = self.context_settings.get("allow_interspersed_args", True)
+        options = {name: one for one in self.params if isinstance(one, click.Option) for name in one.opts}
         words: list[str] = []
-        end = self._end_of_options(args)
-        for word in args[:end]:
-            name, equals, value = word.partition("=")
-            if name in flags and equals and word.startswith("--"):
-                words += [name] if _is_true(name, value) else []
-            else:
-                words.append(f"{word}=" if word in optional else word)
+        rest = list(args)
+        while rest and rest[0] != "--":
+            is_option = len(rest[0]) > 1 and rest[0].startswith("-")
+            if not (is_option or interspersed):
+                break
+            word = rest.pop(0)
+            written, has_next = _as_click_reads(word, options) if is_option else ([word], False)
+            words += written
+            if rest and has_next:
+                words.append(rest.pop(0))
         try:
-            return super().parse_args(ctx, words + args[end:])
+            return super().parse_args(ctx, words + rest)
         except click.NoSuchOption as error:  # what is refused is not a suggestion
             shown = {name for one in self.params if not getattr(one, "hidden", False) for name in one.opts}
             near = [name for name in error.possibilities or () if name in shown]
             raise click.NoSuchOption(error.option_name, possibilities=near, ctx=ctx) from error
 
-    def _end_of_options(self, args: list[str]) -> int:
-        """Return where the options end: at `--`, or at the first argument if what follows is a command's."""
-        if self.context_settings.get("allow_interspersed_args", True):
-            return args.index("--") if "--" in args else len(args)
-        valued = {
-            name
-            for one in self.params
-            if isinstance(one, click.Option) and not one.is_flag and not one.count
-            for name in one.opts
-        }
-        position = 0
-        while position < len(args) and len(word := args[position]) > 1 and word[0] == "-" and word != "--":
-            if word.startswith("--"):
-                takes = word in valued
-            else:  # as -it, and -eNAME=VALUE
-                letter = next((at for at, one in enumerate(word[1:], 1) if f"-{one}" in valued), 0)
-                takes = letter == len(word) - 1
-            position += 2 if takes else 1
-        return min(position, len(args))
+
+def _as_click_reads(word: str, options: Mapping[str, click.Option]) -> tuple[list[str], bool]:
+    """Write an option, or several of one letter, as click reads them.
+
+    Returns:
+        The words, and whether the next one is their value.
+    """
+    if word.startswith("--"):
+        name, equals, value = word.partition("=")
+        option = options.get(name)
+        if option is None or (equals and not option.is_flag):
+            return [word], False
+        if option.is_flag:
+            return ([name] if not equals or _is_true(name, value) else []), False
+        return ([f"{name}="], False) if option._flag_needs_value else ([name], True)
+    for at, letter in enumerate(word[1:], 1):  # as -it, -eNAME=VALUE, -f=FILE, -itd=false
+        option, value = options.get(f"-{letter}"), word[at + 1 :]
+        if option is None:
+            break
+        if option.is_flag and value.startswith("="):
+            flags = word[1:at] + (letter if _is_true(f"-{letter}", value[1:]) else "")
+            return ([f"-{flags}"] if flags else []), False
+        if not option.is_flag:
+            return ([word[: at + 1], value[1:]], False) if value.startswith("=") else ([word], not value)
+    return [word], False
 
 
 def _is_true(flag: str, value: str) -> bool:
@@ -499,6 +510,8 @@ def _is_true(flag: str, value: str) -> bool:
 
 class Commands(click.Group):
     """A group that knows Docker's names of its commands, and says by its name what is not there."""
+
+    command_class = DockerCommand
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from firebuild_bootstrap.cli.accounting import attest_options
-from firebuild_bootstrap.cli.docker import Commands, DockerCommand
+from firebuild_bootstrap.cli.docker import Commands
 from firebuild_bootstrap.cli.options import (
     FilePath,
     complete_tags,
@@ -218,7 +218,7 @@ def pull(references: tuple[str, ...], config_file: Path | None) -> None:
             click.echo(f"pulled {reference}  {home.image_id(image)}")
 
 
-@images.command(cls=DockerCommand)
+@images.command()
 @click.argument("tags", nargs=-1, required=True, metavar="TAG...", shell_complete=complete_tags)
 @attest_options
 @config_option

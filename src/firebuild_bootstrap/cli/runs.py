@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from firebuild_bootstrap.cli.docker import DockerCommand
 from firebuild_bootstrap.cli.failure import SIGNALS, report
 from firebuild_bootstrap.cli.options import config_option, home_from, json_option, settings_from
 from firebuild_pki.display import block, one_line
@@ -160,7 +161,7 @@ _run_arguments = click.argument(
 )
 
 
-@click.command()
+@click.command(cls=DockerCommand)
 @click.option("--all", "-a", "everything", is_flag=True, help="Also those that have ended.")
 @click.option("--quiet", "-q", is_flag=True, help="Only the ids.")
 @json_option
@@ -190,7 +191,7 @@ class _Lines(click.IntRange):
         return None if value == "all" else super().convert(value, param, ctx)
 
 
-@click.command()
+@click.command(cls=DockerCommand)
 @_run_argument
 @click.option("--follow", "-f", is_flag=True, help="Go on until the run has ended.")
 @click.option("--tail", "-n", metavar="N", type=_Lines(0), help="Begin with the last N lines, not with all.")
@@ -224,7 +225,7 @@ def _print(pieces: Iterable[Piece], timestamps: bool) -> None:
         stream.buffer.flush()
 
 
-@click.command()
+@click.command(cls=DockerCommand)
 @_run_arguments
 @click.option(
     "--time",
@@ -243,7 +244,7 @@ def stop(runs: tuple[str, ...], seconds: float, config_file: Path | None) -> Non
     _print_ids(found, lambda run: run.stop(seconds))
 
 
-@click.command()
+@click.command(cls=DockerCommand)
 @_run_arguments
 @config_option
 def wait(runs: tuple[str, ...], config_file: Path | None) -> None:
@@ -266,7 +267,7 @@ def wait(runs: tuple[str, ...], config_file: Path | None) -> None:
         raise GuestLost(f"{which} no exit status: the process was killed")
 
 
-@click.command()
+@click.command(cls=DockerCommand)
 @_run_arguments
 @click.option("--force", "-f", is_flag=True, help="Stop a run that has not ended, without waiting for it.")
 @config_option
