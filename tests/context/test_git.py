@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -226,6 +228,69 @@ def test_a_repository_that_is_not_there_is_an_error_without_its_password(
     with pytest.raises(InputError) as caught:
         sent(context, GitTree(server.url.replace("://", "://me:s3cret@").replace("main", "nowhere")))
     assert "nowhere.git can't be fetched" in caught.value.message
+    assert "s3cret" not in str(caught.value)
+
+
+class _LoggingIn(_Quiet):
+    """Serves those who log in, and looks meanwhile for the password in the arguments of all processes."""
+
+    def do_GET(self) -> None:
+        if self.headers.get("Authorization") != f"Basic {base64.b64encode(b'me@x:s3c%ret').decode()}":
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="x"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                assert b"s3c" not in path.read_bytes()
+        super().do_GET()
+
+
+@pytest.fixture(scope="module")
+def login_server(server: Server) -> Iterator[str]:
+    http = ThreadingHTTPServer(("127.0.0.1", 0), partial(_LoggingIn, directory=str(server.directory)))
+    with serving(http):
+        yield f"127.0.0.1:{http.server_port}"
+
+
+def test_a_login_is_in_no_argument_and_not_in_the_git_directory(
+    login_server: str, context: BuildContext
+) -> None:
+    entries = sent(context, GitTree(f"http://me%40x:s3c%25ret@{login_server}/main.git", keep_git_dir=True))
+    assert content(entries["m/inner"]) == b"of the module"
+    files = {path: content(entry) for path, entry in entries.items() if entry.kind == tar.FILE}
+    assert f"url = http://{login_server}/main.git".encode() in files[".git/config"]
+    assert not [path for path, text in files.items() if b"s3c" in text]
+
+
+def test_a_login_goes_to_no_other_server(login_server: str, server: Server, tmp_path: Path) -> None:
+    module = tmp_path / "away"
+    git(tmp_path, "init", "--quiet", "--initial-branch=main", "away")
+    (module / ".gitmodules").write_text(
+        f'[submodule "m"]\n\tpath = m\n\turl = http://{login_server}/module.git\n'
+    )
+    inner = git(server.directory / "module", "rev-parse", "HEAD")
+    git(module, "add", ".gitmodules")
+    git(module, "update-index", "--add", "--cacheinfo", f"160000,{inner},m")
+    git(module, "commit", "--quiet", "--message", "m")
+    git(server.directory, "clone", "--quiet", "--bare", str(module), "away.git")
+    git(server.directory / "away.git", "update-server-info")
+    address = server.url.replace("://", "://me%40x:s3c%25ret@").replace("main", "away")
+    with BuildContext(tmp_path) as context, pytest.raises(InputError, match="Failed to clone 'm'"):
+        sent(context, GitTree(address))
+
+
+@pytest.mark.parametrize("login", ["me:a%0Ahost=example.com", "me%00:a"])
+def test_a_login_has_no_lines_for_git(login: str, server: Server, context: BuildContext) -> None:
+    with pytest.raises(InputError, match="the login in the URL has a line break") as caught:
+        sent(context, GitTree(server.url.replace("://", f"://{login}@")))
+    assert login not in str(caught.value)
+
+
+def test_a_password_for_ssh_is_refused(context: BuildContext) -> None:
+    with pytest.raises(InputError, match="h/a can't be fetched: ssh takes no password from a URL") as caught:
+        sent(context, GitTree("ssh://git:s3cret@h/a"))
     assert "s3cret" not in str(caught.value)
 
 

@@ -199,9 +199,11 @@ def test_an_input_counts_by_its_content() -> None:
     assert key(git) != key(git, commit="beef")
     assert key(RUN) != key(RUN, debian="sha256:other")
     # What git writes into `.git` depends on the URL, and so does the name of a download.
-    kept = [Copy(sources=(GitTree(url, keep_git_dir=True),), destination="/") for url in ("a", "b")]
+    urls = ("a", "b", "https://one:1@h/a.git", "https://two:2@h/a.git")
+    kept = [Copy(sources=(GitTree(url, keep_git_dir=True),), destination="/") for url in urls]
     named = [Copy(sources=(Download(f"https://h/{name}"),), destination="/") for name in ("a", "b")]
     assert key(kept[0]) != key(kept[1])
+    assert key(kept[2]) == key(kept[3])  # git writes no login
     assert key(named[0]) != key(named[1])
     assert key(replace(git, sources=(GitTree("u", subdirectory="a/"),))) != key(git)
 

@@ -32,7 +32,7 @@ from typing import IO, Any, Final
 from firebuild_bootstrap.context.archive import Archive, is_archive
 from firebuild_bootstrap.context.entries import Entry, FetchLimits, Group, checked
 from firebuild_bootstrap.dockerfile.graph import GitTree
-from firebuild_bootstrap.dockerfile.operations import file_name, redacted
+from firebuild_bootstrap.dockerfile.operations import file_name, redacted, split_login
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.tar import LayerError
@@ -66,6 +66,14 @@ _ENVIRONMENT: Final[Mapping[str, str]] = {
     "GIT_SSH_COMMAND": "ssh -o BatchMode=yes",
     "LC_ALL": "C",
 }
+
+# A credential helper (gitcredentials(7)). It finds the login in git's environment, which its user alone can
+# read; arguments can be read by every user of the host.
+_HELPER: Final = """!login() {
+test "$1" != get || printf 'username=%s\\npassword=%s\\n' "$FIREBUILD_GIT_USER" "$FIREBUILD_GIT_PASSWORD"
+}; login"""
+
+_SSH_PASSWORD: Final = re.compile("ssh://[^/@]*:[^/]*@", re.IGNORECASE)
 
 _LONGEST_WORDS: Final = 4000  # git cuts what it says, with a path in it, at 4096 bytes
 
@@ -365,12 +373,16 @@ class _Clone:
         self._measured = 0.0
         kept = {name: value for name, value in environment.items() if not name.startswith("GIT_")}
         self._environment = {**kept, **_ENVIRONMENT}
+        url, login = split_login(tree.url)
+        self._options = (*_OPTIONS, *(self._log_in(url, login) if login else ()))
+        if _SSH_PASSWORD.match(url):  # it would be an argument of ssh, and is of no use there
+            raise self._error("ssh takes no password from a URL", "`--ssh default` gives git an SSH agent")
         self._program = shutil.which("git", path=environment.get("PATH"))
         if self._program is None:
             raise self._error("the program git was not found", "install it, or clone into the build context")
         self.path = Path(tempfile.mkdtemp(prefix="git-", dir=directory))
         self._git("init", "--quiet", "--template=")
-        self._git("remote", "add", "origin", "--", tree.url)
+        self._git("remote", "add", "origin", "--", url)
         commit = self.commit = self._git("rev-parse", "--verify", "--end-of-options", self._fetch(tree.ref))
         if not commit.startswith(tree.checksum):
             raise self._error(
@@ -385,6 +397,15 @@ class _Clone:
         if not tree.keep_git_dir:
             self._remove_git_directories()
         self._set_times(int(committed))
+
+    def _log_in(self, url: str, login: str) -> tuple[str, ...]:
+        """Have git log in at the server of `url`, and at no other; returns options."""
+        user, _, password = map(urllib.parse.unquote, login.partition(":"))
+        if not (user + password).isprintable():
+            raise self._error("the login in the URL has a line break, or another unprintable character")
+        self._environment |= {"FIREBUILD_GIT_USER": user, "FIREBUILD_GIT_PASSWORD": password}
+        server = "/".join(url.split("/", 3)[:3])
+        return ("-c", f"credential.{server}.helper={_HELPER}")
 
     def _fetch(self, ref: str) -> str:
         """Fetch what is needed for `ref`, and return what git calls its commit then."""
@@ -425,7 +446,7 @@ class _Clone:
         slow = f"http.lowSpeedTime={self._limits.idle_seconds:.0f}"
         try:
             done = run_program(
-                [self._program, *_OPTIONS, "-c", slow, *words],
+                [self._program, *self._options, "-c", slow, *words],
                 cwd=self.path,
                 env=self._environment,
                 umask=0o022,

@@ -41,6 +41,7 @@ _SYMBOLIC: Final = re.compile(r"[ugoa]*([-+=]([rwxXst]*|[ugo]))+(,[ugoa]*([-+=](
 _OWNER: Final = re.compile(r"[^:\s]*(:[^:\s]*)?")
 _AUTHORITY: Final = re.compile("^[^:/?#]+://[^/?#]*")
 _CREDENTIALS: Final = re.compile("^([^:/?#]+://)[^/]*@")
+_LOGIN: Final = re.compile("^(https?://)([^/]*)@", re.IGNORECASE)
 _URL: Final = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _GIT_URL: Final = re.compile(r"(git|ssh|https?)://", re.IGNORECASE)
 # `git@host:path`, as scp and git write it.
@@ -334,6 +335,15 @@ def scheme(text: str) -> str:
 def redacted(url: str) -> str:
     """Return a URL for messages: without user name, password and query, any of which may be a secret."""
     return _CREDENTIALS.sub(r"\1", url.partition("#")[0].partition("?")[0])
+
+
+def split_login(url: str) -> tuple[str, str]:
+    """Return the URL of a git repository without the login for HTTP that it holds, and that: `user:password`.
+
+    Git would put the whole URL into arguments of its programs, and into `.git/config`.
+    """
+    login = _LOGIN.match(url)
+    return (login[1] + url[login.end() :], login[2]) if login else (url, "")
 
 
 def file_name(url: str) -> str:

@@ -45,6 +45,7 @@ from firebuild_bootstrap.dockerfile.graph import (
     TreeRef,
     canonical,
 )
+from firebuild_bootstrap.dockerfile.operations import split_login
 from firebuild_bootstrap.dockerfile.stage import PROXY_ARGS
 from firebuild_bootstrap.values import dataclass
 
@@ -261,7 +262,7 @@ class _Keys:
 
 
 def _git(tree: GitTree, commit: str) -> Input:
-    kept = tree.url if tree.keep_git_dir else ""  # `.git/config` holds it
+    kept = split_login(tree.url)[0] if tree.keep_git_dir else ""  # `.git/config` holds it
     digest = _digest("git", commit, _clean(tree.subdirectory), str(tree.keep_git_dir), kept)
     return Input(digest, f"commit {commit[:12]}")
 
