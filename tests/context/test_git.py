@@ -183,6 +183,8 @@ def test_the_git_directory_is_kept_on_request(server: Server, context: BuildCont
     entries = sent(context, GitTree(server.url, "v1", keep_git_dir=True))
     assert ".git/HEAD" in entries
     assert content(entries["a"]) == b"1"
+    # They tell of this host and of this fetch.
+    assert not [path for path in entries if path.endswith("FETCH_HEAD") or path.startswith(".git/logs")]
 
 
 def test_a_commit_has_one_digest_wherever_it_is_fetched(server: Server, tmp_path: Path) -> None:

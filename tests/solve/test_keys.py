@@ -204,6 +204,7 @@ def test_an_input_counts_by_its_content() -> None:
     named = [Copy(sources=(Download(f"https://h/{name}"),), destination="/") for name in ("a", "b")]
     assert key(kept[0]) != key(kept[1])
     assert key(kept[2]) == key(kept[3])  # git writes no login
+    assert key(replace(git, sources=(GitTree("a", "v1", keep_git_dir=True),))) != key(kept[0])  # but `refs`
     assert key(named[0]) != key(named[1])
     assert key(replace(git, sources=(GitTree("u", subdirectory="a/"),))) != key(git)
 

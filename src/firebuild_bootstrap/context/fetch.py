@@ -53,6 +53,7 @@ _OPTIONS: Final = (
     *("-c", "advice.detachedHead=false"),
     *("-c", "init.defaultBranch=main"),
     *("-c", "gc.auto=0"),
+    *("-c", "core.logAllRefUpdates=false"),  # a reflog has the user and the name of this host, and the time
     *("-c", "http.lowSpeedLimit=1"),
 )
 _ENVIRONMENT: Final[Mapping[str, str]] = {
@@ -394,7 +395,9 @@ class _Clone:
             self._git("submodule", "--quiet", "update", "--init", "--recursive", "--checkout", "--force")
         self._measure()
         committed = self._git("show", "--no-patch", "--format=%ct", commit)
-        if not tree.keep_git_dir:
+        if tree.keep_git_dir:
+            (self.path / ".git/FETCH_HEAD").unlink()  # as BuildKit: it says how this was fetched
+        else:
             self._remove_git_directories()
         self._set_times(int(committed))
 

@@ -262,8 +262,9 @@ class _Keys:
 
 
 def _git(tree: GitTree, commit: str) -> Input:
-    kept = split_login(tree.url)[0] if tree.keep_git_dir else ""  # `.git/config` holds it
-    digest = _digest("git", commit, _clean(tree.subdirectory), str(tree.keep_git_dir), kept)
+    # `.git` says from where they came: `config` the URL, `refs` the branch.
+    kept = (split_login(tree.url)[0], tree.ref) if tree.keep_git_dir else ("",)
+    digest = _digest("git", commit, _clean(tree.subdirectory), str(tree.keep_git_dir), *kept)
     return Input(digest, f"commit {commit[:12]}")
 
 
