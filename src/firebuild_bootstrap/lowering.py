@@ -111,19 +111,24 @@ def outside(graph: Graph, trees: Trees, *, check: bool = True) -> tuple[Graph, S
     stages: list[Stage] = []
     for stage in graph.stages:
         steps: list[Step] = []
+        kept: list[bool] = []
         for step in stage.steps:
             copy = step.operation
+            kept.append(True)
             if isinstance(copy, Copy) and isinstance(_tree(copy), ContextRef):
                 with errors.collected():
                     found = _resource(step, copy, trees, check=check)
                     if not found.groups:
                         empty.append(_nothing_matches(step, copy, "nothing is copied"))
+                        kept[-1] = False
                         continue
                     if copy.parents and not any(entry.path for entry in found.entries()):
                         empty.append(_nothing_matches(step, copy, "only the destination is made"))
                     sent[stage.index, len(steps)] = found
             steps.append(step)
-        stages.append(replace(stage, steps=tuple(steps)))
+        left = iter(kept)
+        instructions = tuple((text, is_step and next(left)) for text, is_step in stage.instructions)
+        stages.append(replace(stage, steps=tuple(steps), instructions=instructions))
     errors.raise_all()
     return replace(graph, stages=tuple(stages)), sent, tuple(empty)
 

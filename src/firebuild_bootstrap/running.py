@@ -70,7 +70,7 @@ class RunRequest:
     image: str
     command: tuple[str, ...] = ()
     entrypoint: tuple[str, ...] | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
     user: str | None = None
     workdir: str | None = None
     hostname: str | None = None

@@ -14,8 +14,16 @@ import pytest
 
 from cli.library import Library
 from cli.watching import Watch
+from firebuild_bootstrap.dockerfile.graph import Download, GitTree
 from firebuild_bootstrap.errors import StepFailed
 from firebuild_bootstrap.events import Event, StepStarted
+from firebuild_bootstrap.mmds import MetadataDocument
+from firebuild_bootstrap.mmds.protocol import Request, Response
+from firebuild_bootstrap.registry.credentials import Credentials
+from firebuild_bootstrap.registry.settings import RegistriesSettings
+from firebuild_bootstrap.registry.transport import Surroundings
+from firebuild_bootstrap.request import Secret
+from firebuild_bootstrap.running import RunRequest
 from firebuild_pki import Authority, TLSMaterial
 
 pytestmark = pytest.mark.needs("userns")
@@ -42,6 +50,25 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 def body(pem: bytes) -> bytes:
     """The longest line of a PEM document: however it is quoted, this is in it."""
     return max(pem.splitlines(), key=len)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Secret(b"s3cret"),
+        RunRequest(image="a", env={"PASSWORD": "s3cret"}),
+        MetadataDocument(env={"PASSWORD": "s3cret"}),
+        Response(200, "s3cret"),
+        Request("GET", "/", headers={"x-metadata-token": "s3cret"}),
+        Download("https://me:s3cret@h/f"),
+        GitTree("https://me:s3cret@h/f.git"),
+        Surroundings(settings=RegistriesSettings(), environ={"PASSWORD": "s3cret"}, anchors=str),
+        Credentials("the configuration", "me", "s3cret", "s3cret", "s3cret"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_may_hold_a_secret_does_not_show_it_in_its_repr(value: object) -> None:
+    assert "s3cret" not in repr(value)
 
 
 def test_no_private_key_is_ever_seen_outside_memory(

@@ -272,6 +272,18 @@ def test_an_image_that_is_built_again_from_the_cache_is_the_same_image(library: 
     assert library.home.image_id(empty) == library.home.image_id(build(library, "FROM scratch\nLABEL a=b\n"))
 
 
+def test_a_copy_of_nothing_has_no_layer_in_the_history_and_the_others_keep_theirs(library: Library) -> None:
+    image = build(library, "FROM scratch\nCOPY none* /a/\nCOPY source /\nENV A=b\nCOPY --link none* /b/\n")
+    said = [(step["created_by"], step.get("empty_layer", False)) for step in image.record.history]
+    lines = [
+        ("COPY none* /a/", True),
+        ("COPY source /", False),
+        ("ENV A=b", True),
+        ("COPY --link none* /b/", True),
+    ]
+    assert said == lines
+
+
 def test_no_time_of_an_image_is_later_than_source_date_epoch(library: Library) -> None:
     then = storing._time(EPOCH)
     assert then not in times(build(library))

@@ -72,7 +72,7 @@ class Heredoc:
 class Download:
     """What a URL delivers; `checksum` is `ALGORITHM:hex` or empty."""
 
-    url: str
+    url: str = field(repr=False)  # it may hold a login
     checksum: str = ""
 
 
@@ -89,7 +89,7 @@ class GitTree:
         submodules: with what its submodules hold.
     """
 
-    url: str
+    url: str = field(repr=False)  # it may hold a login
     ref: str = ""
     subdirectory: str = ""
     keep_git_dir: bool = False

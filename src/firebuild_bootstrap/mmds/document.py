@@ -119,7 +119,7 @@ class MetadataDocument(_Members):
     vmm_id: str = field(default="", metadata={"name": "VMMID"})
     drives: Mapping[str, DriveInfo] = field(default_factory=dict, metadata={"name": "Drives"})
     entrypoint_json: str = field(default="", metadata={"name": "EntrypointJSON"})
-    env: Mapping[str, str] = field(default_factory=dict, metadata={"name": "Env"})
+    env: Mapping[str, str] = field(default_factory=dict, repr=False, metadata={"name": "Env"})
     local_hostname: str = field(default="", metadata={"name": "LocalHostname"})
     machine: MachineInfo = field(default_factory=MachineInfo, metadata={"name": "Machine"})
     network: NetworkInfo = field(default_factory=NetworkInfo, metadata={"name": "Network"})

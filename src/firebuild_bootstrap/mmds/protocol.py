@@ -50,7 +50,7 @@ class Request:
     method: str
     target: str
     http_version: str = "HTTP/1.1"
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def path(self) -> str:
@@ -76,7 +76,7 @@ class Response:
     """A response; `headers` come on top of the length and type of the body."""
 
     status: int
-    body: str = ""
+    body: str = field(default="", repr=False)
     content_type: str = _TEXT
     headers: Mapping[str, str] = field(default_factory=dict)
 

@@ -85,7 +85,7 @@ class Surroundings:
     """
 
     settings: RegistriesSettings
-    environ: Mapping[str, str]
+    environ: Mapping[str, str] = field(repr=False)
     anchors: Callable[[], str]
     check: Callable[[], None] = lambda: None
     pause: Callable[[float], None] = time.sleep
