@@ -206,7 +206,7 @@ def _lowered(
                 user=run.user,
                 argv=run.argv,
                 env={**run.env, **mounts.env},
-                args=run.args,
+                args={**run.proxies, **run.args},
                 script=run.script,
                 mounts=mounts.mounts,
                 network=run.network.value,

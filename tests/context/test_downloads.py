@@ -18,6 +18,7 @@ from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.lowering import WireStep, lower
+from firebuild_bootstrap.solve.inputs import Inputs
 
 HERE = Location("Dockerfile", 5)
 BODY = b"downloaded " * 1000  # what the server sends
@@ -75,6 +76,16 @@ def test_without_a_usable_date_a_download_is_from_1970(web: Web, context: BuildC
 def test_an_archive_from_the_web_is_not_unpacked(web: Web, context: BuildContext) -> None:
     resource = context.resource([Download(f"{web.url}/a.tar")], location=HERE, unpack=True)
     assert [entry.path for entry in resource.entries()] == ["a.tar"]
+
+
+def test_a_download_counts_by_its_bytes_also_where_another_step_unpacks_it(
+    web: Web, context: BuildContext, tmp_path: Path
+) -> None:
+    source = Download(f"{web.url}/f")
+    sent = {(0, place): context.resource([source], unpack=place == 1) for place in range(2)}
+    inputs = Inputs({}, {}, sent, tmp_path / "stat")
+    for place in range(2):
+        assert inputs.download(source, (0, place)) == f"sha256:{hashlib.sha256(BODY).hexdigest()}"
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 500, 503])

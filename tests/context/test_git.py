@@ -194,8 +194,18 @@ def test_a_commit_has_one_digest_wherever_it_is_fetched(server: Server, tmp_path
         tree = GitTree(server.url, ref, keep_git_dir=True)
         with BuildContext(tmp_path / name) as context:
             resource = context.resource([tree], location=HERE)
-            digests.append(Inputs({}, {}, {(0, 0): resource}, tmp_path / "stat").commit(tree))
+            digests.append(Inputs({}, {}, {(0, 0): resource}, tmp_path / "stat").commit(tree, (0, 0)))
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_each_step_counts_by_what_it_has_of_a_repository(
+    server: Server, context: BuildContext, tmp_path: Path
+) -> None:
+    tree = GitTree(server.url, "v1")
+    whole, less = context.resource([tree]), context.resource([tree], exclude=["d"])
+    inputs = Inputs({}, {}, {(0, 0): whole, (0, 1): less}, tmp_path / "stat")
+    alone = Inputs({}, {}, {(0, 0): whole}, tmp_path / "stat")
+    assert inputs.commit(tree, (0, 0)) == alone.commit(tree, (0, 0)) != inputs.commit(tree, (0, 1))
 
 
 def test_the_commit_has_to_be_the_expected_one(server: Server, context: BuildContext) -> None:
@@ -288,6 +298,19 @@ def test_a_login_has_no_lines_for_git(login: str, server: Server, context: Build
     with pytest.raises(InputError, match="the login in the URL has a line break") as caught:
         sent(context, GitTree(server.url.replace("://", f"://{login}@")))
     assert login not in str(caught.value)
+
+
+def test_a_proxy_that_git_can_not_read_is_not_shown(tmp_path: Path) -> None:
+    environment = {"PATH": os.environ["PATH"], "http_proxy": "http://me:s3c/ret@h"}
+    with pytest.raises(InputError, match="HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is malformed") as caught:
+        clone(
+            GitTree("http://h.example/a.git"),
+            tmp_path,
+            location=HERE,
+            limits=FetchLimits(),
+            environment=environment,
+        )
+    assert "s3c" not in str(caught.value)
 
 
 def test_a_password_for_ssh_is_refused(context: BuildContext) -> None:

@@ -73,6 +73,40 @@ def test_a_url_that_contradicts_itself_is_an_error(read: Read, url: str, message
     assert caught.value.location == Location("Dockerfile", 2)
 
 
+@pytest.mark.parametrize("end", ["/f", "/r.git"])
+@pytest.mark.parametrize(
+    ("login", "message"),
+    [
+        ("me:s3c/ret", "ADD http://…: after the host is no port; in a password / is written %2F"),
+        ("me:s3c#ret", "ADD http://…: after the host is no port"),
+        ("me:s3c?ret@more", "ADD http://…: after the host is no port"),
+        ("me:s3c℀ret", "ADD http://host:1/{end}: its host is malformed"),
+    ],
+)
+def test_a_password_that_ends_too_soon_is_not_shown(read: Read, login: str, message: str, end: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read("FROM scratch\nARG U\nADD $U /x/\n", build_args={"U": f"http://{login}@host:1{end}"})
+    assert message.replace("/{end}", end) in caught.value.message
+    assert "s3c" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://[::1]:9/f",
+        "http://h:/f",
+        "http://h:80?a",
+        "http://h/a:b@c",
+        "http://a:b@h/f",
+        "https://a:b:c@h/f",
+    ],
+)
+def test_ports_and_logins_are_where_they_should_be(read: Read, url: str) -> None:
+    copy = read(f"FROM scratch\nADD {url} /x/y\n").target.steps[0].operation
+    assert isinstance(copy, Copy)
+    assert copy.sources == (Download(url),)
+
+
 def test_flags_belong_to_what_they_are_for(read: Read) -> None:
     digest = "0" * 64
     graph = read(

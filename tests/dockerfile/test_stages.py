@@ -284,9 +284,17 @@ def test_the_canonical_form_is_the_same_however_the_input_is_ordered(read: Read)
         '"mounts":[{"gid":0,"id":"c","mode":493,"read_only":false,"sharing":"shared","source":"/","target":"/c",'
         '"tree":{"type":"Scratch"},"type":"CacheMount","uid":0},'
         '{"env":"S","gid":0,"id":"s","mode":256,"required":false,"target":"","type":"SecretMount","uid":0}],'
-        '"network":"default","script":null,"type":"Run","user":"0:0","workdir":"/"}'
+        '"network":"default","proxies":{},"script":null,"type":"Run","user":"0:0","workdir":"/"}'
     )
     assert "/tmp" not in form
+
+
+def test_a_proxy_is_a_build_argument_like_any_other_where_an_arg_declares_it(read: Read) -> None:
+    for declared in ("", "ARG HTTP_PROXY\n"):
+        given = {"HTTP_PROXY": "http://proxy"}
+        run = read(f"FROM scratch\n{declared}RUN make\n", build_args=given).target.steps[0].operation
+        assert isinstance(run, Run)
+        assert (run.args, run.proxies) == ((given, {}) if declared else ({}, given))
 
 
 def test_a_key_depends_on_what_is_done_and_not_on_where_it_stands(read: Read) -> None:

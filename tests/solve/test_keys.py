@@ -39,6 +39,7 @@ from firebuild_bootstrap.errors import Location
 from firebuild_bootstrap.solve.keys import (
     SCRATCH_KEY,
     Input,
+    Place,
     StageKeys,
     base_key,
     inputs_of,
@@ -64,10 +65,10 @@ class Reader:
     def bound(self, mount: BindMount) -> Input:
         return Input(self.digests.get(mount.source, mount.source), mount.source)
 
-    def download(self, download: Download) -> str:
+    def download(self, download: Download, place: Place) -> str:
         return self.digests.get("download", "sha256:0")
 
-    def commit(self, tree: GitTree) -> str:
+    def commit(self, tree: GitTree, place: Place) -> str:
         return self.digests.get("commit", "c0ffee")
 
 
@@ -138,6 +139,7 @@ def test_the_form_of_a_key_does_not_change_by_accident() -> None:
         replace(RUN, argv=("/bin/sh", "-c", "make all")),
         replace(RUN, env={"A": "2"}),
         replace(RUN, args={"V": "2"}),
+        replace(RUN, args={**RUN.args, "HTTPS_PROXY": "http://proxy"}),
         replace(RUN, env={}, args={"A": "1", "V": "1"}),
         replace(RUN, workdir="/"),
         replace(RUN, user="0:0"),
@@ -170,7 +172,7 @@ def test_whatever_changes_the_result_changes_the_key(changed: Operation) -> None
         (replace(COPY, keyword="ADD", unpack=False), COPY),
         (replace(COPY, keyword="ADD", unpack=True), replace(COPY, unpack=True)),
         (replace(COPY, sources=(Files("a", ContextRef("other")),)), replace(COPY, sources=(Files("a"),))),
-        (replace(RUN, args={**RUN.args, "HTTPS_PROXY": "http://me:pass@proxy"}), RUN),
+        (replace(RUN, proxies={"HTTPS_PROXY": "http://me:pass@proxy"}), RUN),
         (
             replace(RUN, mounts=(CacheMount("/c", "go", Sharing.LOCKED, mode=0o700),)),
             replace(RUN, mounts=(CacheMount("/c", "go"),)),

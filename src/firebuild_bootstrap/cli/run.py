@@ -111,7 +111,7 @@ class _RunCommand(DockerCommand):
 @click.option(
     "--network",
     type=click.Choice(["none", "user"]),
-    help="none: no network; user: all networks but this host (qemu); by default as configured.",
+    help="none: no network; user: IPv4 to all but this host's loopback (qemu); by default as configured.",
 )
 @click.option(
     "--publish",

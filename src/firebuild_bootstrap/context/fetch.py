@@ -471,7 +471,8 @@ class _Clone:
                 raise self._error(
                     f"git may have {human_size(self._limits.memory)} of memory: {last}", _SMALLER
                 )
-            raise self._error(one_line(_reason(said) or last, 300), _ssh_hint(said), _GitError)
+            reason = one_line(_without_proxy(_reason(said) or last), 300)
+            raise self._error(reason, _ssh_hint(said), _GitError)
         return done.stdout.decode("utf-8", "replace").strip()
 
     def _watch(self) -> None:
@@ -498,6 +499,13 @@ class _Clone:
 
     def _error(self, why: str, hint: str | None = None, kind: type[InputError] = InputError) -> InputError:
         return kind(f"{self._shown} can't be fetched: {why}", hint=hint, location=self._location)
+
+
+def _without_proxy(words: str) -> str:
+    """Leave out of git's words the proxy that it could not read, because it may have a password in it."""
+    return re.sub(
+        "Unsupported proxy syntax in .*", "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is malformed", words
+    )
 
 
 def _reason(said: str) -> str:

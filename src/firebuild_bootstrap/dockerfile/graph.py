@@ -211,12 +211,14 @@ class Origin:
 class Run:
     """Execute `argv`, or the file `script` where that is not None, as `user` in `workdir`.
 
-    `env` holds variables of ENV, `args` those of ARG; where both name one, `env` wins.
+    `env` holds variables of ENV, `args` those of ARG; where both name one, `env` wins. `proxies` holds build
+    arguments that every RUN sees without an ARG: how it gets at the network, not what it finds there.
     """
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
     args: Mapping[str, str] = field(default_factory=dict)
+    proxies: Mapping[str, str] = field(default_factory=dict)
     workdir: str = "/"
     user: str = "0:0"
     script: str | None = None

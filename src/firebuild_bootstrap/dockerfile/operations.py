@@ -41,6 +41,8 @@ _SYMBOLIC: Final = re.compile(r"[ugoa]*([-+=]([rwxXst]*|[ugo]))+(,[ugoa]*([-+=](
 _OWNER: Final = re.compile(r"[^:\s]*(:[^:\s]*)?")
 _AUTHORITY: Final = re.compile("^[^:/?#]+://[^/?#]*")
 _CREDENTIALS: Final = re.compile("^([^:/?#]+://)[^/]*@")
+# A host with something else than a port: a password, most likely, with a character that ends it here.
+_CUT_LOGIN: Final = re.compile(r"^([^:/?#]+://)[^/?#@\[\]]*:(?![0-9]*(?:[/?#]|$)|[^/?#]*@)")
 _LOGIN: Final = re.compile("^(https?://)([^/]*)@", re.IGNORECASE)
 _URL: Final = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _GIT_URL: Final = re.compile(r"(git|ssh|https?)://", re.IGNORECASE)
@@ -78,6 +80,7 @@ def run(stage: StageState, instruction: Instruction) -> Operation:
         argv=argv,
         env=env,
         args=args,
+        proxies=stage.variables.proxies(),
         workdir=stage.config.workdir,
         user=_user(stage),
         script=script,
@@ -334,6 +337,8 @@ def scheme(text: str) -> str:
 
 def redacted(url: str) -> str:
     """Return a URL for messages: without user name, password and query, any of which may be a secret."""
+    if cut := _CUT_LOGIN.match(url):  # where the password ends is anybody's guess
+        return f"{cut[1]}…"
     return _CREDENTIALS.sub(r"\1", url.partition("#")[0].partition("?")[0])
 
 
@@ -390,6 +395,8 @@ def read_git(text: str, *, keep_git_dir: bool | None = None, checksum: str = "")
         ValueError: the query is malformed, contradicts itself or a flag.
     """
     url = _GIT_URL.match(text)
+    if url:
+        _check_host(text)
     if not url and not _SCP.fullmatch(text):
         return None
     remote, _, fragment = text.partition("#")
@@ -421,6 +428,20 @@ def read_git(text: str, *, keep_git_dir: bool | None = None, checksum: str = "")
         checksum=commit,
         submodules=submodules is not False,
     )
+
+
+def _check_host(url: str) -> None:
+    """Refuse a URL of which it is not clear where its host is; nothing of it is shown.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if _CUT_LOGIN.match(url):
+        raise ValueError("after the host is no port; in a password / is written %2F, ? is %3F and # is %23")
+    try:
+        urllib.parse.urlsplit(url)
+    except ValueError:
+        raise ValueError("its host is malformed") from None  # the message has the login in it
 
 
 def _path_of(url: str) -> str:

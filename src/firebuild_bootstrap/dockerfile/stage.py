@@ -98,22 +98,21 @@ class Variables:
             self._environment = None
 
     def environment(self) -> tuple[Mapping[str, str], Mapping[str, str]]:
-        """Return what a RUN sees: variables of ENV and, apart from them, of ARG.
-
-        The proxy arguments that were given are among the latter, declared or not.
-        """
+        """Return what a RUN sees: variables of ENV and, apart from them, of ARG."""
         if self._environment is None:
-            given = self._given.items()
-            proxies = {
-                name: value
-                for name, value in given
-                if name in PROXY_ARGS and name not in self.values and value is not None
-            }
             self._environment = (
                 {name: value for name, value in self.env.items() if name not in self._of_args},
-                {**proxies, **{name: self.values[name] for name in sorted(self._of_args)}},
+                {name: self.values[name] for name in sorted(self._of_args)},
             )
         return self._environment
+
+    def proxies(self) -> Mapping[str, str]:
+        """Return the proxy arguments that were given, and that a RUN sees though nothing declares them."""
+        return {
+            name: value
+            for name, value in self._given.items()
+            if name in PROXY_ARGS and name not in self.values and value is not None
+        }
 
 
 def declare_args(instruction: Instruction, variables: Variables, expander: Expander) -> None:

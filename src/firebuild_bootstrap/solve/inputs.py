@@ -4,6 +4,11 @@ The digest of a file's content is remembered under what stat(2) says of the file
 times, unless it happens within the same tick of the file system's clock as the one before; therefore nothing
 is remembered of files that were changed just before they were read, as in git's index
 (https://git-scm.com/docs/racy-git).
+
+That rests on the ctime, which nobody can set, being the kernel's. On file systems that have none of their own
+(squashfs, EROFS, ISO 9660, vfat, sshfs, an ext4 image made with fixed times) it is what the file was given,
+and another image in the place of the first has the same device, inodes and times. They keep whole seconds, as
+the kernel's clock hardly ever does: of a file with such a ctime nothing is remembered.
 """
 
 from __future__ import annotations
@@ -12,13 +17,14 @@ import hashlib
 import os
 import struct
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.context import BuildContext
-from firebuild_bootstrap.context.entries import SPECIAL, Entry, attributes_of, kind_name
+from firebuild_bootstrap.context.entries import SPECIAL, Entry, Group, attributes_of, kind_name
 from firebuild_bootstrap.dockerfile.graph import (
     BindMount,
     ContextRef,
@@ -33,7 +39,7 @@ from firebuild_bootstrap.image.bases import Base
 from firebuild_bootstrap.image.content_store import forget_oldest, write_whole
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.lowering import Sent, literal
-from firebuild_bootstrap.solve.keys import Input, Parts, inputs_of
+from firebuild_bootstrap.solve.keys import Input, Parts, Place, inputs_of
 
 _MAGIC: Final = b"firebuild stat index 2\n"
 _STATUS: Final = struct.Struct("<QQQQQL")
@@ -43,10 +49,8 @@ _MAX_ENTRIES: Final = 500_000  # 40 MB: every build reads the whole index
 _MAX_INDEXES: Final = 64
 _CHUNK: Final = 1 << 20
 _EMPTY: Final = hashlib.sha256().digest()
-# The kernel stamps files with a clock that ticks at least a hundred times a second; some file systems keep
-# whole seconds only, FAT pairs of them.
-_FINE_NS: Final = 50_000_000
-_COARSE_NS: Final = 2_000_000_000
+_SECOND_NS: Final = 1_000_000_000
+_TICK_NS: Final = 50_000_000  # the kernel stamps files with a clock of at least a hundred ticks a second
 
 
 class Inputs:
@@ -68,7 +72,7 @@ class Inputs:
     ) -> None:
         self._bases = bases
         self._contexts = contexts
-        self._fetched = {group.source: group for resource in sent.values() for group in resource.groups}
+        self._sent = sent
         self._indexes = {name: StatIndex(directory, context.root) for name, context in contexts.items()}
         self._nothing = StatIndex(None, Path("/"))
 
@@ -89,16 +93,22 @@ class Inputs:
         """Return what a RUN sees of a build context."""
         return self._digest(Files(literal(mount.source), mount.tree), mount.source)
 
-    def download(self, download: Download) -> str:
-        """Return the digest of what was downloaded."""
-        return digest_of(self._fetched[download].entries(), self._nothing).digest
+    def download(self, download: Download, place: Place) -> str:
+        """Return the digest of what was downloaded for a step."""
+        # Also of an archive that is unpacked: what it holds does not tell all of its bytes.
+        return " ".join(group.digest for group in self._fetched(download, place))
 
-    def commit(self, tree: GitTree) -> str:
-        """Return the digest of what was fetched: with its files it is as good as the commit's."""
-        entries = self._fetched[tree].entries()
+    def commit(self, tree: GitTree, place: Place) -> str:
+        """Return the digest of what was fetched for a step: with its files it is as good as the commit's."""
+        groups = self._fetched(tree, place)
+        entries: Iterable[Entry] = chain.from_iterable(group.entries() for group in groups)
         if tree.keep_git_dir:
             entries = (entry for entry in entries if _is_of_commit(entry.path))
         return digest_of(entries, self._nothing).digest
+
+    def _fetched(self, source: Download | GitTree, place: Place) -> Iterator[Group]:
+        """Yield what a step has of a source; another one may have left something out, or come later."""
+        return (group for group in self._sent[place].groups if group.source == source)
 
     def unchanged(self, operation: Operation, parts: Parts) -> bool:
         """Tell whether the files that an operation took are still those that its key was made of."""
@@ -176,7 +186,7 @@ class StatIndex:
             opened: opens it for reading and returns the descriptor.
         """
         key = _packed(status)
-        digest = self._known.get(key)
+        digest = self._known.get(key) if _is_telling(status) else None
         if digest is None:
             began = self._clock_ns()
             descriptor = opened()
@@ -294,8 +304,11 @@ def _packed(status: os.stat_result) -> bytes:
     )
 
 
+def _is_telling(status: os.stat_result) -> bool:
+    """Whether a file's ctime is that of its last change, and so another one after each change."""
+    return status.st_ctime_ns % _SECOND_NS != 0
+
+
 def _racy(status: os.stat_result, began: int) -> bool:
-    """Whether a write in the same tick as the last one could follow the reading that began then."""
-    last = max(status.st_mtime_ns, status.st_ctime_ns)
-    coarse = status.st_ctime_ns % 1_000_000_000 == 0
-    return last >= began - (_COARSE_NS if coarse else _FINE_NS)
+    """Whether a change after the reading that began then could leave a file with the same times."""
+    return not _is_telling(status) or max(status.st_mtime_ns, status.st_ctime_ns) >= began - _TICK_NS

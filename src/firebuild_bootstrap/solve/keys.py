@@ -8,7 +8,7 @@ Dockerfile they stand in. What counts is what BuildKit counts (solver/llbsolver/
   by which they were named;
 - of a secret or SSH agent: what the instruction says; never the secret;
 - of a cache mount: its id, its target, and what it begins with; not what is in it;
-- all variables that a RUN sees, those of ARG included, but for those that name a proxy;
+- all variables that a RUN sees, those of ARG included, but for proxies that no ARG declares;
 - of what an operation runs on: nothing for COPY --link, whose layer is made apart (`Parts.linked`).
 
 Lines, comments, names and indices of stages do not, nor the keyword, but for this: ADD unpacks archives.
@@ -46,7 +46,6 @@ from firebuild_bootstrap.dockerfile.graph import (
     canonical,
 )
 from firebuild_bootstrap.dockerfile.operations import split_login
-from firebuild_bootstrap.dockerfile.stage import PROXY_ARGS
 from firebuild_bootstrap.values import dataclass
 
 _FORM: Final = "firebuild-3"
@@ -57,6 +56,7 @@ SCRATCH_KEY: Final = hashlib.sha256(f"{_FORM} scratch".encode()).hexdigest()
 
 # Members that are in no key: a digest of what they name is, or they change nothing of the result.
 _OMITTED: Final[Mapping[type, frozenset[str]]] = {
+    Run: frozenset({"proxies"}),
     Copy: frozenset({"keyword"}),
     Files: frozenset({"pattern", "tree"}),
     Download: frozenset({"url", "checksum"}),
@@ -130,6 +130,10 @@ class StageKeys:
     key: str
 
 
+Place = tuple[int, int]
+"""Of a step: the index of its stage, and which one it is there."""
+
+
 class InputReader(Protocol):
     """Looks at what comes from outside. Each method raises InputError if it is not there."""
 
@@ -145,12 +149,12 @@ class InputReader(Protocol):
         """Return what a RUN sees of a build context."""
         ...
 
-    def download(self, download: Download) -> str:
-        """Return the digest of what a URL without a checksum delivers."""
+    def download(self, download: Download, place: Place) -> str:
+        """Return the digest of what a URL without a checksum delivered to a step."""
         ...
 
-    def commit(self, tree: GitTree) -> str:
-        """Return the commit that a git repository is at."""
+    def commit(self, tree: GitTree, place: Place) -> str:
+        """Return what tells the commit of which a step has the files of a git repository."""
         ...
 
 
@@ -162,17 +166,10 @@ def base_key(digest: str, platform: str) -> str:
 def operation_parts(parent: str, operation: Operation, inputs: Iterable[Input], platform: str) -> Parts:
     """Return what the key of an operation is made of; `inputs` are in the order of `inputs_of`."""
     linked = isinstance(operation, Copy) and operation.link
-    if isinstance(operation, Run):
-        operation = replace(operation, args=_without_proxies(operation.args))
-    elif isinstance(operation, Copy) and operation.unpack is None and operation.keyword == "COPY":
+    if isinstance(operation, Copy) and operation.unpack is None and operation.keyword == "COPY":
         operation = replace(operation, unpack=False)  # which is what None means for it, and not for ADD
     parent = SCRATCH_KEY if linked else parent
     return Parts(parent, canonical(operation, _OMITTED), tuple(inputs), platform, linked)
-
-
-def _without_proxies(args: Mapping[str, str]) -> dict[str, str]:
-    # They say how a RUN gets at the network, not what it finds there, and often hold a password.
-    return {name: value for name, value in args.items() if name not in PROXY_ARGS}
 
 
 def inputs_of(operation: Operation) -> Iterator[Files | Download | GitTree | BindMount]:
@@ -215,8 +212,8 @@ class _Keys:
         below = self._stages[stage.base.index].chain if isinstance(stage.base, StageRef) else ()
         parts: list[Parts] = []
         key = base
-        for step in stage.steps:
-            inputs = self._inputs(step, stage.platform)
+        for place, step in enumerate(stage.steps):
+            inputs = self._inputs(step, stage.platform, (stage.index, place))
             parts.append(operation_parts(key, step.operation, inputs, stage.platform))
             key = parts[-1].on(key)
         return StageKeys(base, tuple(parts), (*below, *parts), key)
@@ -233,7 +230,7 @@ class _Keys:
             case Scratch():
                 return SCRATCH_KEY, "scratch"
 
-    def _inputs(self, step: Step, platform: str) -> Iterator[Input]:
+    def _inputs(self, step: Step, platform: str, place: Place) -> Iterator[Input]:
         for found in inputs_of(step.operation):
             match found:
                 case Files(tree=ContextRef()) if isinstance(step.operation, Copy):
@@ -245,19 +242,19 @@ class _Keys:
                 case Files(path, tree) | BindMount(tree=tree, source=path):
                     yield self._inside(tree, _clean(path), platform)
                 case Download():
-                    yield self._download(found)
+                    yield self._download(found, place)
                 case GitTree():
-                    yield _git(found, self._reader.commit(found))
+                    yield _git(found, self._reader.commit(found, place))
 
     def _inside(self, tree: TreeRef, path: str, platform: str) -> Input:
         key, name = self._tree(tree, platform)
         stage = key if isinstance(tree, StageRef) else ""
         return Input(_digest("tree", key, path), f"{name} {path}", stage)
 
-    def _download(self, download: Download) -> Input:
+    def _download(self, download: Download, place: Place) -> Input:
         # The name decides what the file is called in a directory. The rest of the URL may be a password.
         name = posixpath.basename(unquote(urlsplit(download.url).path))
-        checksum = download.checksum or self._reader.download(download)
+        checksum = download.checksum or self._reader.download(download, place)
         return Input(_digest("download", checksum.lower(), name), name or "the download")
 
 
