@@ -116,6 +116,14 @@ def test_a_chain_is_found_as_far_as_it_is_there(store: Store) -> None:
     assert store.found("c", "b", "a", base=BASE) == 0
 
 
+def test_a_layer_may_be_made_of_any_number_of_linked_ones(store: Store) -> None:
+    many = [(key("s"), f"{number:016x}-{0:016x}") for number in range(5000)]
+    with store.build() as cache:
+        cache.commit(key("a"), store.directory("a"), sources=many)
+        [found] = cache.find([key("a")])
+    assert len(found.sources) == len(many)
+
+
 def test_of_two_builds_that_make_the_same_the_one_that_comes_further_is_found(store: Store) -> None:
     names = [key(name) for name in "abc"]
     first, second = store.open(), store.open()
