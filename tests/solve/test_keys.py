@@ -157,7 +157,7 @@ def test_the_form_of_a_key_does_not_change_by_accident() -> None:
         replace(COPY, exclude=("*.o",)),
         replace(COPY, unpack=True),
         replace(COPY, keyword="ADD"),  # it unpacks archives
-        replace(COPY, workdir="/w"),
+        replace(COPY, destination="app", workdir="/w"),
         replace(COPY, sources=(Files("src"), Heredoc("EOF", "text2"))),
         replace(COPY, sources=(Heredoc("EOF", "text"), Files("src"))),
     ],
@@ -170,6 +170,10 @@ def test_whatever_changes_the_result_changes_the_key(changed: Operation) -> None
     ("one", "other"),
     [
         (replace(COPY, keyword="ADD", unpack=False), COPY),
+        (replace(COPY, workdir="/w"), COPY),
+        (replace(COPY, destination="../app/", workdir="/w"), COPY),
+        (replace(COPY, destination="//app"), COPY),
+        (replace(COPY, chmod="0644"), replace(COPY, chmod="644")),
         (replace(COPY, keyword="ADD", unpack=True), replace(COPY, unpack=True)),
         (replace(COPY, sources=(Files("a", ContextRef("other")),)), replace(COPY, sources=(Files("a"),))),
         (replace(RUN, proxies={"HTTPS_PROXY": "http://me:pass@proxy"}), RUN),

@@ -166,10 +166,20 @@ def base_key(digest: str, platform: str) -> str:
 def operation_parts(parent: str, operation: Operation, inputs: Iterable[Input], platform: str) -> Parts:
     """Return what the key of an operation is made of; `inputs` are in the order of `inputs_of`."""
     linked = isinstance(operation, Copy) and operation.link
-    if isinstance(operation, Copy) and operation.unpack is None and operation.keyword == "COPY":
-        operation = replace(operation, unpack=False)  # which is what None means for it, and not for ADD
+    if isinstance(operation, Copy):
+        operation = _plain(operation)
     parent = SCRATCH_KEY if linked else parent
     return Parts(parent, canonical(operation, _OMITTED), tuple(inputs), platform, linked)
+
+
+def _plain(copy: Copy) -> Copy:
+    """Return a copy in the one form of all that say the same."""
+    if copy.unpack is None and copy.keyword == "COPY":
+        copy = replace(copy, unpack=False)  # which is what None means for it, and not for ADD
+    if copy.chmod is not None and copy.chmod.isdecimal():
+        copy = replace(copy, chmod=f"{int(copy.chmod, 8):o}")
+    # `into` tells of a slash at the end.
+    return replace(copy, destination=_clean(posixpath.join(copy.workdir, copy.destination)), workdir="/")
 
 
 def inputs_of(operation: Operation) -> Iterator[Files | Download | GitTree | BindMount]:
