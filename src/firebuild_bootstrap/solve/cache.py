@@ -43,9 +43,7 @@ from firebuild_bootstrap.values import dataclass
 
 ID: Final = re.compile("[0-9a-f]{16}-[0-9a-f]{16}")
 KEY: Final = re.compile("[0-9a-f]{64}")
-_MAX_RECORD: Final = (
-    4 << 20
-)  # some 90 bytes for each of the linked layers that it lies on, or that went into it
+_MAX_RECORD: Final = 4 << 20  # bytes, some 90 for each linked layer that it lies on, or that went into it
 MAX_TEXT: Final = 300
 LINKED: Final = "link"
 """The parent of a layer that is made on the empty tree, and lies on whatever comes before it."""
