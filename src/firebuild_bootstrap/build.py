@@ -516,7 +516,7 @@ class _Build:
                 start.all_layers(first),
                 results.archive,
                 cleanup,
-                identity=results.identity,
+                beginning=results.beginning,
                 done={*range(start.done), *start.linked},
             )
             machine = build.machine if target else self._machine(stage)

@@ -44,6 +44,8 @@ from firebuild_bootstrap.wire import MAX_MESSAGE_BYTES, AnyCommand, CopyCommand,
 
 Trees = Callable[[TreeRef], FileTree]
 """Returns the files of a tree."""
+Beginning = Callable[[CacheMount], str]
+"""Names the files that a cache mount with `from` begins with; one that begins with others is another."""
 _MODE = 0o7777
 
 
@@ -138,6 +140,10 @@ def _nothing_matches(step: Step, copy: Copy, therefore: str) -> Diagnostic:
     return Diagnostic(step.origin.location, f"nothing matches {patterns:.300}, so {therefore}")
 
 
+def _as_written(mount: CacheMount) -> str:
+    return f"{canonical(mount.tree)}:{mount.source}"
+
+
 def lower(
     stage: Stage,
     trees: Trees,
@@ -147,7 +153,7 @@ def lower(
     done: Collection[int] = (),
     secrets: Mapping[str, Secret] = _NO_SECRETS,
     agents: Collection[str] = (),
-    identity: Callable[[TreeRef], str] = canonical,
+    beginning: Beginning = _as_written,
 ) -> tuple[WireStep, ...]:
     """Turn a stage into what its guest executes.
 
@@ -159,7 +165,7 @@ def lower(
         done: places of the steps that need not be executed.
         secrets: what the user has given, by id.
         agents: ids of the SSH agents that the user has given.
-        identity: names what a tree holds, for caches that begin with it.
+        beginning: of its cache mounts.
 
     Raises:
         InputError: a source can't be found or read, or a required secret or agent is not given; all of them.
@@ -178,7 +184,7 @@ def lower(
                     steps.append(_lowered(step, number, {f"step-{number}": resource}))
                 case Run() as run:
                     mounts = lower_mounts(
-                        run, number, trees, secrets, agents=agents, identity=identity, location=location
+                        run, number, trees, secrets, agents=agents, beginning=beginning, location=location
                     )
                     steps.append(_lowered(step, number, mounts.resources, mounts))
                 case Workdir():
@@ -263,7 +269,7 @@ def lower_mounts(
     secrets: Mapping[str, Secret],
     *,
     agents: Collection[str] = (),
-    identity: Callable[[TreeRef], str] = canonical,
+    beginning: Beginning = _as_written,
     location: Location | None = None,
 ) -> LoweredMounts:
     """Turn the mounts of a RUN into those of its command.
@@ -274,13 +280,13 @@ def lower_mounts(
         trees: opens what binds and caches take files from.
         secrets: what the user has given, by id.
         agents: ids of the SSH agents that the user has given.
-        identity: names what a tree holds; a cache that begins with other files is another one.
+        beginning: of its cache mounts.
         location: of the RUN, for errors.
 
     Raises:
         InputError: a source does not exist, or a required secret or agent is not given.
     """
-    lowering = _Lowering(run, number, trees, secrets, agents, identity, location)
+    lowering = _Lowering(run, number, trees, secrets, agents, beginning, location)
     mounts = tuple(
         lowered
         for place, mount in enumerate(run.mounts, 1)
@@ -395,7 +401,7 @@ class _Lowering:
     trees: Trees
     secrets: Mapping[str, Secret]
     agents: Collection[str]
-    identity: Callable[[TreeRef], str]
+    beginning: Beginning
     location: Location | None
     resources: dict[str, Resource] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
@@ -434,7 +440,7 @@ class _Lowering:
         if isinstance(mount.tree, Scratch):
             name = ""
         else:
-            identifier += f":{self.identity(mount.tree)}:{mount.source}"
+            identifier += f":{self.beginning(mount)}"
             self._send(name, mount.tree, mount.source)
         return wire.CacheMount(
             target=mount.target,

@@ -27,7 +27,7 @@ from firebuild_bootstrap.events import StepInfo
 from firebuild_bootstrap.image.bases import Base, BaseStore
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.layertrees import Layer
-from firebuild_bootstrap.lowering import Sent, check_runs, lower, outside
+from firebuild_bootstrap.lowering import Beginning, Sent, check_runs, lower, outside
 from firebuild_bootstrap.request import BuildRequest, Secret
 from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import AnyCommand, CacheMount, RunCommand
@@ -135,7 +135,7 @@ class Resolved:
         archives: Archives,
         cleanup: ExitStack,
         *,
-        identity: Callable[[TreeRef], str],
+        beginning: Beginning,
         done: Collection[int] = (),
     ) -> Work:
         """Return what the guest of a stage has to do.
@@ -145,7 +145,7 @@ class Resolved:
             base: the layers that it begins on.
             archives: finds what is done, and the images.
             cleanup: lets go of them.
-            identity: names what a tree holds, for cache mounts that begin with it.
+            beginning: of its cache mounts.
             done: places of its steps that `base` holds.
 
         Raises:
@@ -161,7 +161,7 @@ class Resolved:
             done=done,
             secrets=self.secrets,
             agents=self.agents,
-            identity=identity,
+            beginning=beginning,
         )
         return Work(
             title=self.title(stage),

@@ -74,10 +74,10 @@ def test_a_bind_of_what_is_not_there_is_told_with_its_place(context: BuildContex
 def test_a_cache_that_begins_with_files_is_another_one_for_other_files(context: BuildContext) -> None:
     empty = CacheMount("/c", "id", Sharing.LOCKED, read_only=True, mode=0o41777, uid=1, gid=2)
     filled = CacheMount("/d", "id", tree=ContextRef(), source="/dir")
-    found = lowered(context, empty, filled, identity=lambda _: "sha256:abc")
+    found = lowered(context, empty, filled, beginning=lambda mount: f"abc of {mount.source}")
     assert found.mounts == (
         wire.CacheMount(target="/c", id="id", sharing="locked", read_only=True, mode=0o1777, uid=1, gid=2),
-        wire.CacheMount(target="/d", id="id:sha256:abc:/dir", resource="step-7-mount-2"),
+        wire.CacheMount(target="/d", id="id:abc of /dir", resource="step-7-mount-2"),
     )
     assert paths(found, "step-7-mount-2")[0] == ("", True)
 

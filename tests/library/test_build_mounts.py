@@ -66,3 +66,26 @@ def test_a_build_with_all_mounts_keeps_the_caches_and_no_secret(
     assert not [text for text in told if NEEDLE.decode() in text]
     (log,) = home.glob("cache-mounts/*/*/0/data/log")
     assert log.read_text().startswith("made\n")
+
+
+@pytest.mark.parametrize("source", ["", ",source=/data"])
+def test_a_cache_begins_anew_when_the_files_that_it_begins_with_are_others(
+    own_library: Library, tmp_path: Path, source: str
+) -> None:
+    files = tmp_path / "files"
+    (files / "data").mkdir(parents=True)
+    place = "/c" if source else "/c/data"
+    mount = f"--mount=type=cache,target=/c,id=begun,from=files{source}"
+    dockerfile = f"FROM host\nRUN {mount} cat {place}/*; echo x >> {place}/new\n"
+
+    def build() -> bytes:
+        own_library.events.clear()
+        own_library.build(dockerfile, build_contexts={"files": files})
+        return b"".join(event.data for event in own_library.of(StepOutput))
+
+    (files / "data/old").write_text("1\n")
+    assert [build(), build()] == [b"1\n", b"x\n1\n"]
+    (files / "data/old").write_text("2\n")
+    assert [build(), build()] == [b"2\n", b"x\n2\n"]
+    (files / "data/old").write_text("1\n")
+    assert build() == b"x\nx\n1\n"

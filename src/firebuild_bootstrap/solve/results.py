@@ -29,7 +29,6 @@ from firebuild_bootstrap.dockerfile.graph import (
     StageRef,
     Step,
     TreeRef,
-    canonical,
     trees_of,
 )
 from firebuild_bootstrap.errors import FirebuildError, MachineError
@@ -41,7 +40,7 @@ from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.solve.cache import LINKED, Cache, Entry, above, new_id
 from firebuild_bootstrap.solve.inputs import takes_files
-from firebuild_bootstrap.solve.keys import Parts, StageKeys
+from firebuild_bootstrap.solve.keys import Parts, StageKeys, inputs_of
 from firebuild_bootstrap.solve.rescue import Plan, PlannedStep
 from firebuild_bootstrap.values import dataclass
 
@@ -343,11 +342,19 @@ class Results:
         """Return what the keys of a stage's steps are made of."""
         return self._shared.keys[stage.index].steps
 
-    def identity(self, tree: TreeRef) -> str:
-        """Return what names the content of a tree in all builds, for cache mounts that begin with it."""
-        if isinstance(tree, StageRef):
-            return self._shared.keys[tree.index].key
-        return self._bases[tree.reference].digest if isinstance(tree, ImageRef) else canonical(tree)
+    def beginning(self, mount: CacheMount) -> str:
+        """Return what names the files that a cache mount with `from` begins with, in all builds."""
+        return self._beginnings[mount.tree, mount.source]
+
+    @cached_property
+    def _beginnings(self) -> Mapping[tuple[TreeRef, str], str]:
+        return {
+            (found.tree, found.source): known.digest
+            for stage in self._graph.stages
+            for step, parts in zip(stage.steps, self.parts(stage), strict=True)
+            for found, known in zip(inputs_of(step.operation), parts.inputs, strict=True)
+            if isinstance(found, BindMount)
+        }
 
     def cached(self, stage: Stage) -> int:
         """Return how many steps of a stage need not be executed, because the cache has their results."""
