@@ -28,18 +28,22 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def proxy_for(url: str, environ: Mapping[str, str]) -> str | None:
+def proxy_for(url: str, environ: Mapping[str, str], *, plain: bool = False) -> str | None:
     """Find the proxy for an address: HTTPS_PROXY or ALL_PROXY, unless NO_PROXY excludes its host.
 
-    There is never one for plain http, which would show it the secrets.
+    Args:
+        plain: whether plain http has one, too, in HTTP_PROXY: it sees what is sent, so never with secrets.
     """
     parts = urlsplit(url)
     host = parts.hostname or ""
     values = {name.lower(): value for name, value in environ.items() if value}
-    proxy = values.get("https_proxy") or values.get("all_proxy")
-    if parts.scheme != "https" or is_loopback(host) or not proxy:
+    proxy = values.get(f"{parts.scheme}_proxy") or values.get("all_proxy")
+    if parts.scheme not in ("http", "https") or is_loopback(host) or not proxy:
         return None
-    return None if _is_excluded(host, parts.port or 443, values.get("no_proxy", "")) else proxy
+    if parts.scheme == "http" and not plain:
+        return None
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return None if _is_excluded(host, port, values.get("no_proxy", "")) else proxy
 
 
 def _is_excluded(host: str, port: int, no_proxy: str) -> bool:

@@ -157,7 +157,7 @@ def make_pool(
     if proxy is None:
         pool = PoolManager(ssl_context=context, maxsize=several, server_hostname=server_name)
     else:
-        parts = _proxy_parts(proxy)
+        parts = proxy_parts(proxy)
         headers = None
         if parts.username is not None:
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
@@ -178,9 +178,15 @@ class UnusableProxy(HTTPError):
     """The environment names a proxy by what is no address, which is not shown: it may hold a password."""
 
 
-def _proxy_parts(proxy: str) -> SplitResult:
+def proxy_parts(proxy: str) -> SplitResult:
+    """Read the URL of a proxy; http where it names no scheme.
+
+    Raises:
+        UnusableProxy: it is not the URL of a proxy that speaks HTTP.
+    """
     expected = (
-        "expected the address of a proxy, such as http://proxy.example:3128, in HTTPS_PROXY or ALL_PROXY"
+        "expected the address of a proxy, such as http://proxy.example:3128, "
+        "in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY"
     )
     try:
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")

@@ -55,6 +55,7 @@ def find(root: Path) -> Iterator[Find]:
 class Web:
     url: str
     requests: list[tuple[str, str | None]] = field(default_factory=list)
+    proxied: list[str] = field(default_factory=list)  # logins of requests that came to it as to a proxy
     sent: int = 0
 
 
@@ -67,6 +68,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.web.requests.append((self.path, self.headers["Authorization"]))
+        if login := self.headers["Proxy-Authorization"]:
+            self.web.proxied.append(login)
         path = self.path.partition("?")[0]
         if path.startswith("/status/"):
             self._answer(int(path.rpartition("/")[2]), b"error page")

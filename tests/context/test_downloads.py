@@ -27,6 +27,7 @@ BODY = b"downloaded " * 1000  # what the server sends
 class Web(Protocol):
     url: str
     requests: list[tuple[str, str | None]]
+    proxied: list[str]
     sent: int
 
 
@@ -180,6 +181,49 @@ def test_credentials_in_the_url_are_used_and_never_shown(web: Web, context: Buil
 )
 def test_a_url_that_leads_nowhere_is_an_error(context: BuildContext, url: str, why: str) -> None:
     assert f"can't be downloaded: {why}" in str(error_of(context, url))
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+def test_a_download_goes_through_the_proxy_with_its_login(
+    web: Web, context: BuildContext, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.setenv(name, web.url.replace("://", "://me:s%40cret@"))
+    assert download(context, "http://files.example/f").size == len(BODY)
+    assert web.requests == [("http://files.example/f", None)]
+    assert web.proxied == ["Basic " + base64.b64encode(b"me:s@cret").decode()]
+
+
+def test_no_proxy_is_asked_for_this_host_or_for_what_no_proxy_names(
+    web: Web, context: BuildContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.setenv("HTTP_PROXY", "http://me:s3cret@127.0.0.1:1")
+    assert download(context, f"{web.url}/f").size == len(BODY)
+    error = error_of(context, "http://198.51.100.1/f")
+    assert "the proxy that the environment names did not connect to it: connection refused" in error.message
+    assert "NO_PROXY" in (error.hint or "")
+    assert "s3cret" not in str(error)
+    monkeypatch.setenv("NO_PROXY", "a.example, 198.51.100.0/24")
+    assert "proxy" not in error_of(context, "http://198.51.100.1/f").message
+
+
+@pytest.mark.parametrize(
+    ("proxy", "why"),
+    [
+        ("socks5://a:1", "found the scheme socks5"),
+        ("http://me:s3cret@a b", "found something else"),
+        ("https://me:s3cret@a:1", "a proxy that speaks TLS is for registries only"),
+    ],
+)
+def test_a_proxy_that_is_none_is_told_without_its_login(
+    context: BuildContext, monkeypatch: pytest.MonkeyPatch, proxy: str, why: str
+) -> None:
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    error = str(error_of(context, "http://files.example/f"))
+    assert why in error
+    assert "s3cret" not in error
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha384", "sha512"])

@@ -279,6 +279,15 @@ def test_no_proxy_is_read_as_programs_in_go_read_it(url: str, no_proxy: str, goe
     assert (proxy_for(url, environ) is not None) == goes_through
 
 
+def test_plain_http_has_a_proxy_only_for_who_sends_nothing_secret() -> None:
+    environ = {"HTTP_PROXY": "http://a.example:1", "HTTPS_PROXY": "http://b.example:2"}
+    assert proxy_for("http://backend.example", environ, plain=True) == "http://a.example:1"
+    assert proxy_for("https://backend.example", environ, plain=True) == "http://b.example:2"
+    assert proxy_for("http://backend.example", environ) is None
+    exempt = {**environ, "NO_PROXY": "backend.example:80"}
+    assert proxy_for("http://backend.example", exempt, plain=True) is None
+
+
 # --- TLS ----------------------------------------------------------------------------------------------
 
 

@@ -149,7 +149,7 @@ def test_a_proxy_is_asked_to_connect_and_its_password_is_not_shown(client: Clien
     [
         (
             "localhost:abc",
-            "such as http://proxy.example:3128, in HTTPS_PROXY or ALL_PROXY, found something else",
+            "in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY, found something else",
         ),
         ("http://me:secret-of-the-proxy@localhost:99999", "found something else"),
         ("http://[::1", "found something else"),

@@ -41,7 +41,8 @@ from firebuild_bootstrap.programs import LimitExceeded, run_program
 from firebuild_bootstrap.removal import remove_tree
 from firebuild_bootstrap.sizes import human_size
 from firebuild_bootstrap.values import dataclass
-from firebuild_pki.connections import BoundedResponse, client_context
+from firebuild_pki.addresses import proxy_for
+from firebuild_pki.connections import BoundedResponse, UnusableProxy, client_context, proxy_parts
 from firebuild_pki.display import counted, one_line
 
 _CHUNK: Final = 1024 * 1024
@@ -161,15 +162,24 @@ def fetch(
         words = str(reason)
         if isinstance(reason, OSError) and reason.strerror and not isinstance(reason, ssl.SSLError):
             words = reason.strerror.lower()  # without its number
-        raise failed(words or type(error).__name__, _hint(error)) from error
+        if proxied := _is_unreached(error) and proxy_for(url, os.environ, plain=True) is not None:
+            words = f"the proxy that the environment names did not connect to it: {words}"
+        raise failed(words or type(error).__name__, _hint(error, proxied=proxied)) from error
 
 
-def _hint(error: Exception) -> str | None:
+def _is_unreached(error: Exception) -> bool:
+    reason = error.reason if isinstance(error, urllib.error.URLError) else None
+    return isinstance(reason, OSError) and not isinstance(reason, ssl.SSLError)
+
+
+def _hint(error: Exception, *, proxied: bool) -> str | None:
     if not isinstance(error, urllib.error.URLError):  # it was reached
         return None
     if isinstance(error.reason, ssl.SSLCertVerificationError):
         return "SSL_CERT_FILE names the file of the CAs to trust"
-    if isinstance(error.reason, OSError) and not isinstance(error.reason, ssl.SSLError):
+    if proxied:
+        return "is it running, and its address right? NO_PROXY names what is reached without it"
+    if _is_unreached(error):
         return "where only a proxy reaches it, HTTPS_PROXY and HTTP_PROXY name that"
     return None
 
@@ -244,6 +254,28 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
+class _Proxies(urllib.request.ProxyHandler):
+    """The proxies of the environment as Go's programs read it: urllib knows no networks in NO_PROXY."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+
+    def http_open(self, request: urllib.request.Request) -> Any:
+        """Have the request go to its proxy; None has another handler send it."""
+        proxy = proxy_for(request.full_url, os.environ, plain=True)
+        if proxy is None:
+            return None
+        try:
+            parts = proxy_parts(proxy)
+        except UnusableProxy as error:
+            raise urllib.error.URLError(str(error)) from None
+        if parts.scheme != "http":
+            raise urllib.error.URLError("a proxy that speaks TLS is for registries only")
+        return self.proxy_open(request, parts.geturl(), request.type)
+
+    https_open = http_open
+
+
 class _Bounded(urllib.request.AbstractHTTPHandler):
     """Makes connections whose answers begin in time."""
 
@@ -268,7 +300,7 @@ def _opener() -> urllib.request.OpenerDirector:
     """HTTP and HTTPS only, with the host's proxies: a redirect can't reach files or FTP."""
     opener = urllib.request.OpenerDirector()
     for handler in (
-        urllib.request.ProxyHandler(),
+        _Proxies(),
         urllib.request.UnknownHandler(),
         _Plain(),
         _TLS(context=client_context()),
