@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cli.conftest import Cli
 from firebuild_bootstrap.cli import stdin as stdin_module
 from firebuild_bootstrap.cli.app import app
+from firebuild_bootstrap.dockerfile.syntax import MOST_TEXT
 from firebuild_bootstrap.image.platforms import host_platform
 from support import serving
 
@@ -360,11 +361,20 @@ def test_links_of_an_archive_lead_nowhere_on_this_host(
     assert not (tmp_path / "planted").exists()
 
 
+def test_a_dockerfile_in_an_archive_is_not_cut_where_it_is_too_large(
+    cli: Cli, stdin: Callable[[bytes], None]
+) -> None:
+    stdin(gzip.compress(archive(Dockerfile=SCRATCH + "#" * MOST_TEXT)))
+    refused = cli("build", "-", status=2)
+    assert refused.first == "error: Dockerfile: the Dockerfile is larger than 16 MiB"
+    assert "hint: put large texts into files that COPY sends" in refused.err
+
+
 def test_standard_input_is_read_up_to_a_limit(
     cli: Cli, stdin: Callable[[bytes], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stdin_module, "_CONTEXT_LIMIT", 2 << 20)
-    monkeypatch.setattr(stdin_module, "_DOCKERFILE_LIMIT", 1 << 20)
+    monkeypatch.setattr(stdin_module, "MOST_TEXT", 1 << 20)
     stdin(archive(Dockerfile=SCRATCH, large="x" * (3 << 20)))
     refused = cli("build", "-", status=2)
     assert "on standard input is larger than 2 MiB" in refused.first

@@ -83,6 +83,12 @@ def test_an_unreadable_ignore_file_is_an_error(root: Path) -> None:
         BuildContext(root)
 
 
+def test_an_ignore_file_of_a_terabyte_is_an_error(root: Path) -> None:
+    os.truncate(os.open(root / ".dockerignore", os.O_CREAT | os.O_WRONLY), 1 << 40)
+    with pytest.raises(InputError, match="the ignore file can't be read: it is larger than 16 MiB"):
+        BuildContext(root)
+
+
 @pytest.mark.parametrize("place", ["a FIFO", "a device"])
 def test_an_ignore_file_that_would_block_or_never_end_is_an_error(root: Path, place: str) -> None:
     if place == "a FIFO":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 
 import pytest
@@ -9,7 +10,7 @@ from e2b_dockerfile_utils import ShellLex
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dockerfile.planning import Plan
+from dockerfile.planning import Plan, Read
 from firebuild_bootstrap.dockerfile.expansion import Budget, ExpansionError, Lexer
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.wire import DEFAULT_PATH, CopyCommand, RunCommand
@@ -282,6 +283,24 @@ def test_all_variables_together_have_a_bound_too(plan: Plan) -> None:
     lines = "".join(f"LABEL l{number}=$A\n" for number in range(1000))
     with pytest.raises(InputError, match="this Dockerfile expand to too much altogether") as caught:
         plan("FROM scratch\nENV A=" + "a" * 500_000 + "\n" + lines)
+    assert caught.value.location is not None
+    assert caught.value.location.line > 100
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(f"ENV A{number}=b\nRUN true\n" for number in range(6_000)),
+        "".join(f"ARG A{number}=b\nRUN true\n" for number in range(6_000)),
+        "WORKDIR below\n" * 10_000,
+        f"SHELL {json.dumps(['sh'] * 10_000)}\n" + "RUN true\n" * 1_000,
+        "ENV " + " ".join(f"A{number}=b" for number in range(10_000)) + "\n" + "FROM base\n" * 1_000,
+    ],
+    ids=["ENV", "ARG", "WORKDIR", "SHELL", "FROM"],
+)
+def test_what_instructions_have_of_those_before_them_has_a_bound(read: Read, text: str) -> None:
+    with pytest.raises(InputError, match=r"what the instructions .* is too much altogether") as caught:
+        read(f"FROM scratch AS base\n{text}", every_stage=True)
     assert caught.value.location is not None
     assert caught.value.location.line > 100
 

@@ -18,6 +18,23 @@ from firebuild_bootstrap.lowering import lower
 from firebuild_bootstrap.wire import RunCommand
 
 
+def test_a_dockerfile_without_end_is_refused_at_its_limit() -> None:
+    with pytest.raises(InputError) as caught:
+        DockerfileSource.read(Path("/dev/zero"))
+    assert caught.value.message == "the Dockerfile is larger than 16 MiB"
+    assert caught.value.location == Location("/dev/zero")
+
+
+def test_an_instruction_is_continued_over_many_lines_but_not_over_any_number(plan: Plan) -> None:
+    lines = "# a comment\n\n" + "word \\\n" * 20_000
+    assert len(run_text(plan(f"FROM scratch\nRUN a \\\n{lines}z"))) > 100_000
+    error = error_of(plan, "FROM scratch\nRUN true\nRUN a \\\n" + lines * 50 + "z")
+    assert error.message.startswith("an instruction is continued over more than ")
+    assert error.location == Location("Dockerfile", 3)
+    heredoc = "# a comment\n" * 20_000 + "word \\\nword\n" * 100_000  # is joined by nobody
+    assert plan(f"FROM scratch\nRUN <<E\n{heredoc}E\n").steps
+
+
 def error_of(plan: Plan, text: str, **arguments: object) -> InputError:
     with pytest.raises(InputError) as caught:
         plan(text, **arguments)

@@ -51,6 +51,29 @@ def test_files_come_from_stages_by_name_and_index_and_from_images(read: Read, ba
     assert list(graph.target.trees()) == [Scratch(), *copied(graph)]
 
 
+@pytest.mark.parametrize(
+    "needs",
+    [
+        "FROM s{0} AS s{1}\n",
+        "FROM scratch AS s{1}\nCOPY --from=s{0} f /\n",
+        "FROM scratch AS s{1}\nRUN --mount=type=bind,from=s{0},target=/m true\n",
+    ],
+)
+@pytest.mark.parametrize("every_stage", [False, True])
+def test_stages_need_one_another_in_a_row_of_a_bounded_length(
+    read: Read, needs: str, every_stage: bool
+) -> None:
+    def text(count: int) -> str:
+        return "FROM scratch AS s0\n" + "".join(needs.format(at, at + 1) for at in range(count))
+
+    assert len(read(text(64), every_stage=every_stage).stages) == 65
+    for count in (65, 3_000):
+        with pytest.raises(InputError, match="more than 64 stages need one another in a row") as caught:
+            read(text(count), every_stage=every_stage)
+        assert caught.value.location is not None
+        assert caught.value.location.line > 1
+
+
 def test_a_stage_begins_where_an_earlier_one_ends(read: Read, bases: Bases) -> None:
     bases.images["debian"] = ImageConfig(env={"PATH": "/bin"}, cmd=("sh",), user="app")
     graph = read(

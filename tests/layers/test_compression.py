@@ -10,11 +10,14 @@ import os
 import random
 import struct
 import tracemalloc
+import zlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import zstandard
 
+from firebuild_bootstrap.layers import compression
 from firebuild_bootstrap.layers.compression import compressing, decompress, decompressed
 from firebuild_bootstrap.layers.reader import DamagedArchive
 
@@ -65,6 +68,72 @@ def test_frames_that_zstandard_skips_are_skipped() -> None:
     skipped = b"\x5a\x2a\x4d\x18" + struct.pack("<I", 3) + b"abc"
     whole = skipped + zstandard.ZstdCompressor().compress(DATA) + skipped
     assert decompress(whole) == DATA
+
+
+def with_a_dictionary_of_4_gib(small: bytes) -> bytes:
+    """Return a file of xz whose first block says so (The .xz File Format, 3.1 and 5.3.1)."""
+    data = bytearray(small)
+    size = (data[12] + 1) * 4
+    assert data[14:16] == b"\x21\x01"
+    data[16] = 40
+    data[12 + size - 4 : 12 + size] = struct.pack("<I", zlib.crc32(data[12 : 12 + size - 4]))
+    return bytes(data)
+
+
+def of_zstd_with_a_window_of_2_gib() -> bytes:
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=31)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()  # knows no size
+    return compressor.compress(DATA) + compressor.flush()
+
+
+@pytest.mark.parametrize(
+    "greedy", [with_a_dictionary_of_4_gib(lzma.compress(DATA)), of_zstd_with_a_window_of_2_gib()]
+)
+def test_compressed_data_can_ask_for_so_much_memory_only(greedy: bytes) -> None:
+    with pytest.raises(DamagedArchive, match="needs more than 128 MiB of memory: compress it as"):
+        decompress(greedy)
+
+
+def test_what_xz_makes_at_its_best_is_read() -> None:
+    assert decompress(lzma.compress(DATA, preset=9 | lzma.PRESET_EXTREME)) == DATA
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [
+        *(compress(b"") for compress in COMPRESSIONS.values()),
+        b"\x50\x2a\x4d\x18" + bytes(4),
+        gzip.compress(b"") + b"\0",
+    ],
+)
+def test_many_streams_take_time_in_proportion_to_their_number(
+    empty: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = 0
+    find = compression._decoder
+
+    def counted(start: bytes) -> Callable[[], Any] | None:
+        make = find(start)
+        assert make is not None
+        decoder = make()
+        decompress_some = decoder.decompress
+
+        class Counting:
+            needs_input = property(lambda _: decoder.needs_input)
+            eof = property(lambda _: decoder.eof)
+            unused_data = property(lambda _: decoder.unused_data)
+
+            def decompress(self, data: bytes, most: int) -> bytes:
+                nonlocal given
+                given += len(data)
+                return decompress_some(data, most)
+
+        return Counting
+
+    monkeypatch.setattr(compression, "_decoder", counted)
+    whole = empty * 10_000 + gzip.compress(DATA)
+    assert decompress(whole) == DATA
+    assert given < 100 * len(whole)  # of each stream a portion, not all that was read
 
 
 def test_little_data_that_becomes_much_is_never_in_memory(compress: Callable[[bytes], bytes]) -> None:

@@ -12,11 +12,11 @@ from firebuild_bootstrap import programs, runs, wire
 from firebuild_bootstrap.bootstrap_settings import BootstrapSettings
 from firebuild_bootstrap.cli import stdin
 from firebuild_bootstrap.context import FetchLimits, fetch
-from firebuild_bootstrap.dockerfile import expansion
+from firebuild_bootstrap.dockerfile import expansion, stages, syntax
 from firebuild_bootstrap.guest import metadata
 from firebuild_bootstrap.image import oci
 from firebuild_bootstrap.image.worker import packages
-from firebuild_bootstrap.layers import apply, reader
+from firebuild_bootstrap.layers import apply, compression, reader
 from firebuild_bootstrap.machine import console, drives
 from firebuild_bootstrap.machine.firecracker import api, cni
 from firebuild_bootstrap.mmds import emulator, protocol, store
@@ -68,18 +68,40 @@ LIMITS: Final = {
             ),
         ),
     },
-    "a word after its variables are expanded": {
+    "its text, or that of an ignore file; a word after its variables are expanded": {
         "memory": Held(
-            (expansion.MAX_WORD,),
+            (syntax.MOST_TEXT, expansion.MAX_WORD),
             (
+                "dockerfile/test_parsing.py::test_a_dockerfile_without_end_is_refused_at_its_limit",
+                "context/test_dockerignore.py::test_an_ignore_file_of_a_terabyte_is_an_error",
                 "dockerfile/test_expansion.py::test_a_variable_that_doubles_again_and_again_is_an_error_with_its_line",
+            ),
+        ),
+        "time": Held(
+            (stages._MOST_NESTED,),
+            (
+                "dockerfile/test_stages.py::test_stages_need_one_another_in_a_row_of_a_bounded_length",
+                "dockerfile/test_parsing.py"
+                "::test_an_instruction_is_continued_over_many_lines_but_not_over_any_number",
+            ),
+        ),
+    },
+    "what all its variables expand to, and what instructions have of those before them": {
+        "memory": Held(
+            (expansion.Budget().left,),
+            (
+                "dockerfile/test_expansion.py::test_all_variables_together_have_a_bound_too",
+                "dockerfile/test_expansion.py::test_what_instructions_have_of_those_before_them_has_a_bound",
             ),
         ),
     },
     "a Dockerfile": {
         "memory": Held(
-            (stdin._DOCKERFILE_LIMIT,),
-            ("cli/test_cli_build.py::test_standard_input_is_read_up_to_a_limit",),
+            (syntax.MOST_TEXT,),
+            (
+                "cli/test_cli_build.py::test_standard_input_is_read_up_to_a_limit",
+                "cli/test_cli_build.py::test_a_dockerfile_in_an_archive_is_not_cut_where_it_is_too_large",
+            ),
         ),
     },
     "a build context": {
@@ -171,6 +193,12 @@ LIMITS: Final = {
             ),
         ),
         "time": Held((client._LEAST, TIMEOUT), (f"{PULLING}test_a_head_or_a_body_that_drips_is_given_up",)),
+    },
+    "what its decompressor keeps": {
+        "memory": Held(
+            (compression._MOST_DICTIONARY,),
+            ("layers/test_compression.py::test_compressed_data_can_ask_for_so_much_memory_only",),
+        ),
     },
     "its archive": {
         "memory": Held(

@@ -22,6 +22,7 @@ from firebuild_bootstrap.context.archive import is_archive
 from firebuild_bootstrap.context.entries import ContextPlace
 from firebuild_bootstrap.context.root import ContextRoot
 from firebuild_bootstrap.dockerfile import DockerfileSource
+from firebuild_bootstrap.dockerfile.syntax import MOST_TEXT
 from firebuild_bootstrap.errors import InputError, Location, MachineError
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.archives import decompress
@@ -32,7 +33,6 @@ from firebuild_bootstrap.sandbox.idmap import IdMode, single
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
-_DOCKERFILE_LIMIT: Final = 16 << 20
 _CONTEXT_LIMIT: Final = 16 << 30
 _PIECE: Final = 1 << 20
 _BLOCK: Final = 512
@@ -74,7 +74,7 @@ def given(context: str, dockerfile: str | None, home: Home) -> Iterator[Given]:
     if context != _STDIN_NAME:
         directory = Path(context)
         if dockerfile == _STDIN_NAME:
-            text = b"".join(_pieces(home.check, _DOCKERFILE_LIMIT, "the Dockerfile"))
+            text = b"".join(_pieces(home.check, MOST_TEXT, "the Dockerfile"))
             yield Given(directory, Path(_STDIN_NAME), _source(text))
         else:
             path = str(directory / _DOCKERFILE) if dockerfile is None else dockerfile
@@ -103,8 +103,8 @@ def given(context: str, dockerfile: str | None, home: Home) -> Iterator[Given]:
                 hint="leave --file out if a Dockerfile comes",
             )
         with open(kept, "rb") as file:
-            text = file.read(_DOCKERFILE_LIMIT + 1)
-        if len(text) > _DOCKERFILE_LIMIT or b"\0" in text:  # as in a zip archive
+            text = file.read(MOST_TEXT + 1)
+        if len(text) > MOST_TEXT or b"\0" in text:  # as in a zip archive
             raise InputError(
                 "standard input holds neither a tar archive nor a Dockerfile",
                 hint="`tar -c . | firebuild build -` sends a build context",
@@ -164,7 +164,7 @@ def _inside(context: Path, name: str) -> Given:
                 hint="name another file of the archive with --file",
             )
         with root.open(node.parts) as file:
-            source = _source(file.read(_DOCKERFILE_LIMIT + 1), name)
+            source = _source(file.read(MOST_TEXT + 1), name)
     except OSError as error:
         raise InputError(
             f"the Dockerfile can't be read: {error.strerror or 'it leads nowhere'}",

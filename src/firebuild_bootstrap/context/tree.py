@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 from firebuild_bootstrap.context.entries import READABLE, SPECIAL, Entry, changed, checked, unreadable
 from firebuild_bootstrap.context.root import ContextRoot, FileRoot, Node
+from firebuild_bootstrap.dockerfile.syntax import MOST_TEXT
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.matching import Automaton, BadPattern, IgnorePattern
@@ -192,7 +193,10 @@ def _read(path: Path) -> str:
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError("it is not a regular file")
-        return file.read().decode("utf-8")
+        content = file.read(MOST_TEXT + 1)
+        if len(content) > MOST_TEXT:
+            raise OSError(f"it is larger than {MOST_TEXT >> 20} MiB")
+        return content.decode("utf-8")
 
 
 def load_rules(root: Path, dockerfile: Path | None) -> IgnoreRules:

@@ -75,6 +75,7 @@ def run(stage: StageState, instruction: Instruction) -> Operation:
         text = _shell_text(instruction)
         argv = (*stage.shell, text)
         script = text if _is_only_heredoc(instruction) and text.startswith("#!") else None
+    stage.carry(instruction, len(argv) + (len(stage.variables.values) if stage.variables.changed else 0))
     env, args = stage.variables.environment()
     return Run(
         argv=argv,
@@ -128,6 +129,7 @@ def workdir(stage: StageState, instruction: Instruction) -> Operation:
         stage.lint.workdir(instruction, path)
     stage.workdir_is_own = True
     stage.change(workdir=absolute(stage.config.workdir, path))
+    stage.carry(instruction, text=stage.config.workdir)
     return Workdir(path=stage.config.workdir, user=_user(stage))
 
 

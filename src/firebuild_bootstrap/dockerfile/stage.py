@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
-from firebuild_bootstrap.dockerfile.expansion import Budget, Expander
+from firebuild_bootstrap.dockerfile.expansion import Budget, Expander, ExpansionError
 from firebuild_bootstrap.dockerfile.graph import Diagnostic, Step, TreeRef
 from firebuild_bootstrap.dockerfile.lint import Lint
 from firebuild_bootstrap.dockerfile.syntax import Instruction, short
@@ -24,6 +24,8 @@ PROXY_ARGS: Final = frozenset(
     for name in (upper, upper.lower())
 )
 DEFAULT_SHELL: Final = ("/bin/sh", "-c")
+# What a variable or word that an instruction hands on to others counts in the budget, in characters.
+_CARRIED: Final = 16
 
 
 def platform_args(platform: str, stage: str) -> dict[str, str]:
@@ -96,6 +98,11 @@ class Variables:
             self.values[name] = value
             self._of_args.add(name)
             self._environment = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether `environment` has to make what it returns."""
+        return self._environment is None
 
     def environment(self) -> tuple[Mapping[str, str], Mapping[str, str]]:
         """Return what a RUN sees: variables of ENV and, apart from them, of ARG."""
@@ -241,6 +248,26 @@ class StageState:
             self.lint.undefined(instruction, names, self.variables.values)
 
         return Expander(instruction, self.variables.values, self.escape, self.budget, missing)
+
+    def carry(self, instruction: Instruction, count: int = 0, *, text: str = "") -> None:
+        """Account for what an instruction has of those before it, which can be the more the more there are.
+
+        Args:
+            instruction: what gets it.
+            count: its variables and words.
+            text: what it repeats, such as the directory that a relative WORKDIR continues.
+
+        Raises:
+            InputError: those of the whole Dockerfile are too many.
+        """
+        try:
+            self.budget.spend(_CARRIED * count + len(text))
+        except ExpansionError as error:
+            raise instruction.error(
+                f"{instruction.keyword}: what the instructions of this Dockerfile have of those before them, "
+                "variables above all, is too much altogether",
+                hint="set fewer variables, or set them once and not between other instructions",
+            ) from error
 
     def warn(self, instruction: Instruction, message: str) -> None:
         """Say that something in an instruction is probably not meant."""

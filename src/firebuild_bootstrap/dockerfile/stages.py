@@ -52,6 +52,8 @@ from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.platforms import host_platform, normal_platform
 
+# Reading one reads those that it needs; so do all who walk from a stage to those.
+_MOST_NESTED: Final = 64
 _STAGE_NAME: Final = re.compile(r"[a-z][a-z0-9-_.]*")
 
 
@@ -127,6 +129,7 @@ class _Block:
         base_name: the same as it is written, with its variables replaced.
         platform: what --platform asks for; empty for what the base is.
         replaced: a named context stands for all of it.
+        nested: how many stages are between it and one that needs none.
         state: what came of it, once it is read.
         broken: reading it was given up, so nothing can be said about what builds on it.
     """
@@ -139,6 +142,7 @@ class _Block:
     base_name: str = ""
     platform: str = ""
     replaced: bool = False
+    nested: int = 0
     state: StageState | None = None
     broken: bool = False
 
@@ -176,6 +180,7 @@ class _Reading:
         self._configs: dict[str, ImageConfig] = {}
         self._names: dict[str, _Block] = {}
         self._current: _Block | None = None
+        self._deep = 0
         head, self._blocks = _split(parsed)
         predefined = platform_args(platform, target or _name_of(self._blocks[-1].start))
         self._known = {name: value for name in predefined if (value := given.get(name)) is not None}
@@ -277,8 +282,26 @@ class _Reading:
                 f"the stage {block.title} comes after the stage {current.title}, which takes files from it",
                 hint=f"move it up, before line {current.start.location.line}",
             )
-        self._read(block)
+        self._need(instruction, current, block)
         return StageRef(block.index)
+
+    def _need(self, instruction: Instruction, block: _Block, needed: _Block) -> None:
+        """Read a stage that another needs, and all that that one needs."""
+
+        def too_deep() -> InputError:
+            message = f"more than {_MOST_NESTED} stages need one another in a row"
+            return instruction.error(message, hint="merge some of them")
+
+        if self._deep == _MOST_NESTED:
+            raise too_deep()
+        self._deep += 1
+        try:
+            self._read(needed)
+        finally:
+            self._deep -= 1
+        block.nested = max(block.nested, needed.nested + 1)
+        if block.nested > _MOST_NESTED and needed.state is not None:
+            raise too_deep()
 
     def _image(self, instruction: Instruction, name: str) -> TreeRef:
         if name == "scratch":
@@ -404,7 +427,7 @@ class _Reading:
         block.broken = True
         parent = self._blocks[block.base.index] if isinstance(block.base, StageRef) else None
         if parent is not None:
-            self._read(parent)
+            self._need(block.start, block, parent)
             if parent.state is None:
                 return
         before, self._current = self._current, block
@@ -448,6 +471,7 @@ class _Reading:
             foreign=platform != self._platform,
             workdir_is_own=parent is not None and parent.workdir_is_own,
         )
+        state.carry(instruction, len(variables.values) + len(state.labels) + len(state.volumes))
         return state, () if block.replaced else config.onbuild, name
 
     def _blocks_title(self, block: _Block) -> str:

@@ -41,6 +41,11 @@ KEYWORDS: Final = (
     ),
     *("ONBUILD", "RUN", "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR"),
 )
+MOST_TEXT: Final = 16 << 20
+"""Bytes of a Dockerfile, and of an ignore file; what is sent to BuildKit may not be larger either (gRPC)."""
+# The parser joins the lines of an instruction one by one: lines times characters.
+_MOST_JOINED: Final = 10**10
+_CONTINUES: Final = ("\\", "`")
 _SHOWN_CHARACTERS: Final = 160
 _WHITE_SPACE: Final = re.compile(r"[^\S\n]+")
 _ONBUILD: Final = re.compile(r"^\s*ONBUILD\s*", re.IGNORECASE)
@@ -67,11 +72,12 @@ class DockerfileSource:
         """Read a Dockerfile.
 
         Raises:
-            InputError: it can't be read or is not UTF-8.
+            InputError: it can't be read, is too large or is not UTF-8.
         """
         try:
             # Bytes, because reading as text would turn CRLF into LF inside heredocs.
-            content = path.read_bytes()
+            with open(path, "rb") as file:
+                content = file.read(MOST_TEXT + 1)
         except OSError as error:
             raise InputError(
                 f"the Dockerfile can't be read: {error.strerror}",
@@ -85,8 +91,14 @@ class DockerfileSource:
         """Make a Dockerfile of what was read.
 
         Raises:
-            InputError: it is not UTF-8.
+            InputError: it is too large or not UTF-8.
         """
+        if len(content) > MOST_TEXT:
+            raise InputError(
+                f"the Dockerfile is larger than {MOST_TEXT >> 20} MiB",
+                hint="put large texts into files that COPY sends",
+                location=Location(name),
+            )
         try:
             return cls(name, content.decode("utf-8"))
         except UnicodeDecodeError as error:
@@ -160,6 +172,7 @@ def parse(source: DockerfileSource, at: Location | None = None) -> ParsedDockerf
         InputError: the text is malformed, has an unknown instruction, or none at all.
     """
     lines = source.text.removeprefix("\ufeff").split("\n")
+    _require_joinable(lines, source.name, at)
     try:
         tree, bare = _parse(lines)
     except DockerfileSyntaxError as error:
@@ -197,6 +210,24 @@ def parse(source: DockerfileSource, at: Location | None = None) -> ParsedDockerf
         for warning in tree.warnings
     )
     return ParsedDockerfile(instructions, tree.escape_token, tuple(_directives(lines)), warnings)
+
+
+def _require_joinable(lines: Iterable[str], name: str, at: Location | None) -> None:
+    """Refuse an instruction of so many lines that joining them would take minutes."""
+    first = count = characters = 0
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if text.endswith(_CONTINUES):
+            first = first if count else number
+            count, characters = count + 1, characters + len(line)
+            if count * characters > _MOST_JOINED:
+                raise InputError(
+                    f"an instruction is continued over more than {count - 1} lines",
+                    hint="put a long script into a heredoc, or into a file that COPY sends",
+                    location=at or Location(name, first),
+                )
+        elif text and not text.startswith("#"):  # those are left out
+            count = characters = 0
 
 
 def _comments(lines: Iterable[str]) -> tuple[str, ...]:

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _PIECE: Final = 64 * 1024
+# What a stream gets at first, and twice as much each time: what it leaves of its last portion is copied, and
+# a file may hold a million streams.
+_FIRST_PORTION: Final = 512
+# What a stream may make its decompressor keep of what it has written. `xz -9` has 64 MiB; without a limit xz
+# allows 4 GiB, and zstd the same 128 MiB.
+_MOST_DICTIONARY: Final = 128 << 20
 
 
 class _Decoder(Protocol):
@@ -97,15 +103,48 @@ class _Zstandard:
             raise ValueError(str(error)) from error
 
 
+class _Skippable:
+    """A frame whose content is for others (RFC 8878, 3.1.2); the library takes long for each."""
+
+    _HEADER: Final = 8
+
+    def __init__(self) -> None:
+        self.eof = False
+        self.needs_input = True
+        self.unused_data = b""
+        self._header = b""
+        self._left = self._HEADER
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes:  # noqa: ARG002
+        if len(self._header) < self._HEADER:
+            taken = data[: self._HEADER - len(self._header)]
+            self._header += taken
+            if len(self._header) < self._HEADER:
+                return b""
+            data = data[len(taken) :]
+            self._left = int.from_bytes(self._header[4:], "little")
+        self.eof = len(data) >= self._left
+        self.unused_data = bytes(data[self._left :])
+        self._left -= len(data)
+        return b""
+
+
+def _xz() -> _Decoder:
+    # Its own structures are some hundred kilobytes.
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MOST_DICTIONARY + (1 << 20))
+
+
+# What liblzma, as Python words it, and libzstd say of that.
+_TOO_MUCH: Final = ("Memory usage limit exceeded", "Frame requires too much memory")
 _DAMAGED_DATA: Final = (EOFError, OSError, ValueError, lzma.LZMAError, zlib.error)
 # By content and not by name; the numbers are those of the formats' own specifications.
 _FORMATS: Final[tuple[tuple[bytes, str, Callable[[], _Decoder]], ...]] = (
     (b"\x1f\x8b", "gzip", _Gzip),
     (b"BZh", "bzip2", bz2.BZ2Decompressor),
-    (b"\xfd7zXZ\x00", "xz", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ)),
+    (b"\xfd7zXZ\x00", "xz", _xz),
     (b"\x28\xb5\x2f\xfd", "zstd", _Zstandard),
-    # Frames to be skipped, which pzstd begins with and zstd:chunked ends with (RFC 8878, 3.1.2).
-    *((bytes((0x50 + number,)) + b"\x2a\x4d\x18", "zstd", _Zstandard) for number in range(16)),
+    # pzstd begins with such frames, and zstd:chunked ends with them.
+    *((bytes((0x50 + number,)) + b"\x2a\x4d\x18", "zstd", _Skippable) for number in range(16)),
 )
 _MAGIC_BYTES: Final = 6
 
@@ -126,7 +165,9 @@ class _Decompressed(io.RawIOBase):
     def __init__(self, source: IO[bytes]) -> None:
         super().__init__()
         self._source = source
-        self._input = b""
+        self._piece = memoryview(b"")
+        self._at = 0  # what comes before was given to a decoder
+        self._portion = _FIRST_PORTION
         self._decoder: _Decoder | None = None
         self._ready = b""  # decompressed, and more than was asked for
 
@@ -144,33 +185,54 @@ class _Decompressed(io.RawIOBase):
 
     def _begin(self) -> bool:
         """Start with the next stream; False at the end of the file."""
-        while len(self._input) < _MAGIC_BYTES and (more := self._source.read(_PIECE)):
-            self._input = (self._input + more).lstrip(b"\0")
-        if not self._input:
+        start = self._start()
+        while len(start) < _MAGIC_BYTES and (more := self._source.read(_PIECE)):
+            self._piece, self._at = memoryview(start + more), 0
+            start = self._start()
+        if not start:
             return False
-        decoder = _decoder(self._input)
+        decoder = _decoder(start)
         if decoder is None:
             raise DamagedArchive("something in it is not compressed")
-        self._decoder = decoder()
+        self._decoder, self._portion = decoder(), _FIRST_PORTION
         return True
+
+    def _start(self) -> bytes:
+        """Return the first bytes of what there is, behind zeros."""
+        while True:
+            start = bytes(self._piece[self._at : self._at + _FIRST_PORTION])
+            if not start.startswith(b"\0"):
+                return start[:_MAGIC_BYTES]
+            self._at += len(start) - len(start.lstrip(b"\0"))
 
     def _decompress(self, size: int) -> bytes:
         decoder = cast(_Decoder, self._decoder)
-        data, self._input = self._input, b""
+        data = b""
         ended = False
-        if not data and decoder.needs_input:
-            data = self._source.read(_PIECE)
+        if decoder.needs_input:
+            if self._at == len(self._piece):
+                self._piece, self._at = memoryview(self._source.read(_PIECE)), 0
+            data = bytes(self._piece[self._at : self._at + self._portion])
             ended = not data
+            self._at += len(data)
+            self._portion = min(2 * self._portion, _PIECE)
         try:
             found = decoder.decompress(data, size)
         except _DAMAGED_DATA as error:
-            raise DamagedArchive(f"its compressed data is corrupt: {error}") from error
+            raise DamagedArchive(_why(error)) from error
         if decoder.eof:
-            self._input = decoder.unused_data.lstrip(b"\0")
+            self._at -= len(decoder.unused_data)  # a decoder gets no more before it has used what it had
             self._decoder = None
         elif ended and not found:
             raise DamagedArchive("its compressed data ends too early: it was cut off")
         return found
+
+
+def _why(error: Exception) -> str:
+    if any(words in str(error) for words in _TOO_MUCH):
+        most = _MOST_DICTIONARY >> 20
+        return f"it needs more than {most} MiB of memory: compress it as `xz -9` or `zstd -19` does"
+    return f"its compressed data is corrupt: {error}"
 
 
 def decompressed(source: io.BufferedReader) -> IO[bytes]:
