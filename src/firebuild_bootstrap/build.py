@@ -272,6 +272,7 @@ class _Build:
             tasks=self._home.tasks,
             agent=agent,
             place=request.context_place,
+            check=self._home.check,
         )
         contexts = {"": cleanup.enter_context(context)}
         if store := context.path_of(self._home.root):
@@ -281,7 +282,9 @@ class _Build:
             )
         for name, source in request.build_contexts.items():
             if not isinstance(source, ImageRef):
-                named = open_named(name, source, self._directory, self._home.tasks, agent)
+                named = open_named(
+                    name, source, self._directory, self._home.tasks, agent=agent, check=self._home.check
+                )
                 contexts[name] = cleanup.enter_context(named)
         # Whoever makes keys of files looks at all of them: once more would take as long as all the rest.
         resolved = resolve(request, contexts, self._home.bases, check=False)
@@ -395,7 +398,13 @@ class _Build:
 
     def _shared(self, resolved: Resolved) -> Shared:
         request = self._request
-        inputs = Inputs(resolved.bases, resolved.contexts, resolved.sent, self._home.root / "cache" / "stat")
+        inputs = Inputs(
+            resolved.bases,
+            resolved.contexts,
+            resolved.sent,
+            self._home.root / "cache" / "stat",
+            check=self._home.check,
+        )
         try:
             keys = keys_of(resolved.graph, inputs)
         except InputError:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,41 @@ def test_ctrl_c_ends_a_command_whenever_it_comes(
             assert process.returncode == ExitStatus.INTERRUPTED, err
     assert interrupted > 0
     assert not [path for path in tmp_path.glob("home/builds/*") if path.name != "lock"]
+
+
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [
+        ("COPY huge /", ()),
+        ("ADD http://{}/file /", ()),
+        ("ADD http://{}/x.git /", ()),
+        ("ADD git://{}/x.git /", ()),
+        ("COPY --from=c f /", ("--build-context", "c=git://{}/x.git")),
+    ],
+)
+def test_ctrl_c_does_not_wait_until_what_a_build_takes_in_is_read(
+    tmp_path: Path, dockerfile: Path, line: str, options: tuple[str, ...]
+) -> None:
+    with open(dockerfile.parent / "huge", "wb") as huge:
+        huge.truncate(1 << 40)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        place = f"127.0.0.1:{silent.getsockname()[1]}"
+        dockerfile.write_text(f"FROM scratch\n{line.format(place)}\n")
+        words = [option.format(place) for option in options]
+        process = start(tmp_path / "home", "build", *words, str(dockerfile.parent))
+        with ExitStack() as answering:
+            if place in " ".join((dockerfile.read_text(), *words)):
+                answering.enter_context(silent.accept()[0])  # and not a word
+            else:
+                time.sleep(2)
+            process.send_signal(signal.SIGINT)
+            begun = time.monotonic()
+            err = end_of(process)
+    assert process.returncode == ExitStatus.INTERRUPTED, err
+    assert b"interrupted" in err
+    assert b"interrupted again" not in err
+    assert time.monotonic() - begun < 15
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

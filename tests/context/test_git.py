@@ -172,7 +172,7 @@ def test_git_is_given_the_agent_of_the_build_for_ssh(
     public = (tools / "id.pub").read_text().split()[:2]
     assert (tools / "ssh.keys").read_text().split()[:2] == public
     (tools / "ssh.keys").unlink()
-    with open_named("n", tree, lambda: tmp_path, Tasks(), agent) as named:
+    with open_named("n", tree, lambda: tmp_path, Tasks(), agent=agent) as named:
         assert named.root.joinpath("inner").read_text() == "of the module"
     assert (tools / "ssh.keys").read_text().split()[:2] == public
     with BuildContext(tmp_path) as context, pytest.raises(InputError, match="can't be fetched"):

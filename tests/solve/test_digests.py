@@ -208,8 +208,8 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(root: Path) -> N
     index = StatIndex(None, root, clock_ns=clock)
     real = module._content
 
-    def content(descriptor: int) -> bytes:
-        read = real(descriptor)
+    def content(descriptor: int, check: Callable[[], None]) -> bytes:
+        read = real(descriptor, check)
         file.chmod(0o600)
         return read
 

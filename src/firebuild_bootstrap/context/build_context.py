@@ -64,7 +64,7 @@ class FileTree:
         label: what to call it in messages.
         rules: what of it does not exist for the build.
         keeps_owners: files keep their owners unless an instruction has another: a stage's, or an image's.
-        downloads, limits, clock_ns, tasks, agent: as of `BuildContext`.
+        downloads, limits, clock_ns, tasks, agent, check: as of `BuildContext`.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class FileTree:
         clock_ns: Callable[[], int] = time.time_ns,
         tasks: Tasks | None = None,
         agent: SshAgent | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._files = root
         self.label = label
@@ -91,6 +92,7 @@ class FileTree:
         self._clock_ns = clock_ns
         self._tasks = tasks or Tasks()
         self._agent = agent
+        self._check = check
         self._opened: list[FileRoot] = []
 
     @property
@@ -169,22 +171,37 @@ class FileTree:
         return ContextResource(tuple(groups))
 
     def _download(self, source: Download, location: Location | None, *, unpack: bool) -> Group:
-        from firebuild_bootstrap.context.fetch import fetch, remote_group  # few builds have one
+        from firebuild_bootstrap.context.fetch import RemoteFile, fetch, remote_group  # few builds have one
+        from firebuild_bootstrap.registry.pull import side_by_side
+
+        found: list[RemoteFile] = []
+
+        def download(check: Callable[[], None]) -> None:
+            found.append(
+                fetch(
+                    source.url,
+                    self._download_directory(),
+                    checksum=source.checksum,
+                    location=location,
+                    limits=self._limits,
+                    check=check,
+                )
+            )
 
         with self._tasks.task(f"downloading from {_host(source.url)}"):
-            remote = fetch(
-                source.url,
-                self._download_directory(),
-                checksum=source.checksum,
-                location=location,
-                limits=self._limits,
-            )
-        return remote_group(remote, location, unpack=unpack)
+            side_by_side([download], 1, self._check)  # an interruption does not wait for a silent server
+        return remote_group(found[0], location, unpack=unpack)
 
     def _repository(self, source: GitTree, exclude: Sequence[str], location: Location | None) -> Group:
         shown = redacted(source.url)
         cloned = _clone(
-            source, self._download_directory(), location, self._limits, tasks=self._tasks, agent=self._agent
+            source,
+            self._download_directory(),
+            location,
+            self._limits,
+            tasks=self._tasks,
+            agent=self._agent,
+            check=self._check,
         )
         root = ContextRoot(cloned.path)
         self._opened.append(root)
@@ -331,6 +348,7 @@ class BuildContext(FileTree):
         agent: the SSH agent of git; that of the environment by default.
         commit: of the repository that it is a part of; empty where it is a directory of this machine.
         place: what messages say instead of the path of the directory.
+        check: called again and again while something is fetched; what it raises ends that.
 
     Raises:
         InputError: the directory or the ignore file can't be read, or a pattern in it is malformed.
@@ -349,6 +367,7 @@ class BuildContext(FileTree):
         agent: SshAgent | None = None,
         commit: str = "",
         place: ContextPlace | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(
             ContextRoot(root),
@@ -360,6 +379,7 @@ class BuildContext(FileTree):
             clock_ns=clock_ns,
             tasks=tasks,
             agent=agent,
+            check=check,
         )
         self.root = root
         self.commit = commit
@@ -381,12 +401,15 @@ def _clone(
     *,
     tasks: Tasks,
     agent: SshAgent | None,
+    check: Callable[[], None],
 ) -> Cloned:
     from firebuild_bootstrap.context.fetch import clone  # few builds have one
     from firebuild_bootstrap.sshagent import reachable
 
     with tasks.task(f"fetching {redacted(source.url)}"), reachable(agent) as environment:
-        return clone(source, directory, location=location, limits=limits, environment=environment)
+        return clone(
+            source, directory, location=location, limits=limits, environment=environment, check=check
+        )
 
 
 def open_named(
@@ -394,7 +417,9 @@ def open_named(
     source: Path | GitTree,
     downloads: Callable[[], Path],
     tasks: Tasks,
+    *,
     agent: SshAgent | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> BuildContext:
     """Open what `--build-context NAME=…` names.
 
@@ -404,6 +429,7 @@ def open_named(
         downloads: returns an existing directory for that.
         tasks: receives the progress.
         agent: the SSH agent of git; that of the environment by default.
+        check: as of `BuildContext`.
 
     Raises:
         InputError: the directory or its ignore file can't be read, or the repository not be fetched.
@@ -411,7 +437,7 @@ def open_named(
     commit = ""
     if isinstance(source, GitTree):
         location = Location(f"--build-context {name}")
-        cloned = _clone(source, downloads(), location, FetchLimits(), tasks=tasks, agent=agent)
+        cloned = _clone(source, downloads(), location, FetchLimits(), tasks=tasks, agent=agent, check=check)
         commit = cloned.commit
         # Resolved inside the repository, whatever links are in it.
         with closing(ContextRoot(cloned.path)) as inside:
@@ -423,7 +449,7 @@ def open_named(
                     hint=_SUBDIRECTORY,
                 ) from error
         source = cloned.path.joinpath(*node.parts)
-    return BuildContext(source, name=name, downloads=downloads, tasks=tasks, commit=commit)
+    return BuildContext(source, name=name, downloads=downloads, tasks=tasks, commit=commit, check=check)
 
 
 def _host(url: str) -> str:

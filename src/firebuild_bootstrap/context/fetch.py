@@ -116,6 +116,7 @@ def fetch(
     location: Location | None,
     limits: FetchLimits,
     clock: Callable[[], float] = time.monotonic,
+    check: Callable[[], None] = lambda: None,
 ) -> RemoteFile:
     """Download `url` (http or https) to a new file in `directory`.
 
@@ -126,6 +127,7 @@ def fetch(
         location: the instruction, for errors.
         limits: how long it may take.
         clock: monotonic seconds.
+        check: called at each piece; what it raises ends the download.
 
     Raises:
         InputError: the URL is malformed, the server can't be reached, answers with anything but 2xx,
@@ -148,6 +150,7 @@ def fetch(
                 failed=failed,
                 late=lambda: clock() > deadline,
                 most=limits.total_bytes,
+                check=check,
             )
     except urllib.error.HTTPError as error:
         with error:
@@ -193,6 +196,7 @@ def _store(
     failed: Callable[..., InputError],
     late: Callable[[], bool],
     most: int,
+    check: Callable[[], None],
 ) -> RemoteFile:
     algorithm = checksum.partition(":")[0] or "sha256"
     digest = hashlib.new(algorithm)
@@ -200,6 +204,7 @@ def _store(
     descriptor, name = tempfile.mkstemp(prefix="download-", dir=directory)
     with os.fdopen(descriptor, "wb") as file:
         while chunk := response.read1(_CHUNK):
+            check()
             digest.update(chunk)
             size += file.write(chunk)
             if size > most:
@@ -363,6 +368,7 @@ def clone(
     location: Location | None,
     limits: FetchLimits,
     environment: Mapping[str, str] = os.environ,
+    check: Callable[[], None] = lambda: None,
 ) -> Cloned:
     """Fetch a repository, and check its files out into a new directory below `directory`.
 
@@ -374,6 +380,7 @@ def clone(
         location: the instruction, for errors.
         limits: how long it may take, and how much disk and memory.
         environment: of git, for example with an SSH agent; `GIT_*` of it counts for nothing.
+        check: called several times a second; what it raises ends git.
 
     Returns:
         the repository; `tree.subdirectory` is below its directory.
@@ -382,7 +389,7 @@ def clone(
         InputError: there is no git, the repository or ref does not exist or can't be read without a question,
             it takes more than the limits allow, or the commit is not the expected one.
     """
-    made = _Clone(tree, directory, location, limits, environment)
+    made = _Clone(tree, directory, location, limits, environment=environment, check=check)
     return Cloned(made.path, made.commit)
 
 
@@ -397,13 +404,16 @@ class _Clone:
         directory: Path,
         location: Location | None,
         limits: FetchLimits,
+        *,
         environment: Mapping[str, str],
+        check: Callable[[], None],
     ) -> None:
         self._location = location
         self._shown = redacted(tree.url)
         self._limits = limits
         self._end = time.monotonic() + limits.total_seconds
         self._measured = 0.0
+        self._check = check
         kept = {name: value for name, value in environment.items() if not name.startswith("GIT_")}
         self._environment = {**kept, **_ENVIRONMENT}
         url, login = split_login(tree.url)
@@ -509,6 +519,7 @@ class _Clone:
 
     def _watch(self) -> None:
         """Measure the disk use every now and then, for not more than a tenth of the time."""
+        self._check()
         began = time.monotonic()
         if began >= self._measured:
             with suppress(LayerError, FileNotFoundError):  # what git has removed meanwhile

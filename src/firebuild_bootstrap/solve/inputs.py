@@ -61,6 +61,7 @@ class Inputs:
         contexts: the build contexts by name.
         sent: what was fetched for COPY and ADD.
         directory: where digests of files are kept between builds.
+        check: called again and again while files are read; what it raises ends that.
     """
 
     def __init__(
@@ -69,7 +70,9 @@ class Inputs:
         contexts: Mapping[str, BuildContext],
         sent: Sent,
         directory: Path,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        self._check = check
         self._bases = bases
         self._contexts = contexts
         self._sent = sent
@@ -104,7 +107,7 @@ class Inputs:
         entries: Iterable[Entry] = chain.from_iterable(group.entries() for group in groups)
         if tree.keep_git_dir:
             entries = (entry for entry in entries if _is_of_commit(entry.path))
-        return digest_of(entries, self._nothing).digest
+        return digest_of(entries, self._nothing, check=self._check).digest
 
     def _fetched(self, source: Download | GitTree, place: Place) -> Iterator[Group]:
         """Yield what a step has of a source; another one may have left something out, or come later."""
@@ -131,7 +134,7 @@ class Inputs:
             parents=copy.parents if copy is not None else False,
             check=False,
         )
-        return digest_of(resource.entries(), self._indexes[context], name)
+        return digest_of(resource.entries(), self._indexes[context], name, check=self._check)
 
 
 def takes_files(operation: Operation) -> bool:
@@ -178,12 +181,18 @@ class StatIndex:
         self._used: dict[bytes, bytes] = {}
         self._changed = False
 
-    def digest(self, status: os.stat_result, opened: Callable[[], int]) -> bytes:
+    def digest(
+        self,
+        status: os.stat_result,
+        opened: Callable[[], int],
+        check: Callable[[], None] = lambda: None,
+    ) -> bytes:
         """Return the SHA-256 of a regular file's content and extended attributes; it is read if need be.
 
         Args:
             status: of the file, as it was found.
             opened: opens it for reading and returns the descriptor.
+            check: called at each piece that is read; what it raises ends that.
         """
         key = _packed(status)
         digest = self._known.get(key) if _is_telling(status) else None
@@ -192,7 +201,7 @@ class StatIndex:
             descriptor = opened()
             try:
                 key = _packed(before := os.fstat(descriptor))
-                digest = _with(attributes_of(descriptor), _content(descriptor))
+                digest = _with(attributes_of(descriptor), _content(descriptor, check))
                 settled = _packed(os.fstat(descriptor)) == key and not _racy(before, began)
             finally:
                 os.close(descriptor)
@@ -235,8 +244,10 @@ class StatIndex:
         return {content[at : at + split]: content[at + split : at + _RECORD] for at in records}
 
 
-def digest_of(entries: Iterable[Entry], index: StatIndex, name: str = "") -> Input:
-    """Return the digest of what a COPY sends, of which `name` is what to call it.
+def digest_of(
+    entries: Iterable[Entry], index: StatIndex, name: str = "", *, check: Callable[[], None] = lambda: None
+) -> Input:
+    """Return the digest of what a COPY sends, of which `name` is what to call it; `check` may end that.
 
     What counts of each entry: its path, whether it is a file of its own or part of a directory, type, mode,
     link text, owner if it brings one, number of a device, extended attributes, and content. Times do not, nor
@@ -248,9 +259,10 @@ def digest_of(entries: Iterable[Entry], index: StatIndex, name: str = "") -> Inp
     whole = hashlib.sha256()
     files: list[tuple[str, bytes]] = []
     for entry in entries:
+        check()
         content = _EMPTY
         if entry.kind == tar.FILE:
-            content = _of_file(entry, index)
+            content = _of_file(entry, index, check)
         if entry.attributes is not None:
             content = _with(entry.attributes, content)
         owner = "" if entry.owner is None else f"{entry.owner[0]}:{entry.owner[1]}"
@@ -265,13 +277,14 @@ def digest_of(entries: Iterable[Entry], index: StatIndex, name: str = "") -> Inp
     return Input(whole.hexdigest(), name, files=tuple(files))
 
 
-def _of_file(entry: Entry, index: StatIndex) -> bytes:
+def _of_file(entry: Entry, index: StatIndex, check: Callable[[], None]) -> bytes:
     if entry.file is not None:
-        return index.digest(entry.file.status, entry.file.descriptor)
+        return index.digest(entry.file.status, entry.file.descriptor, check)
     assert entry.open is not None, "every regular file has a content"  # noqa: S101
     content = hashlib.sha256()
     with entry.open() as file:
         while piece := file.read(_CHUNK):
+            check()
             content.update(piece)
     return content.digest()
 
@@ -285,9 +298,10 @@ def _with(attributes: Mapping[str, bytes], content: bytes) -> bytes:
     return hashlib.sha256(b"".join(pieces)).digest()
 
 
-def _content(descriptor: int) -> bytes:
+def _content(descriptor: int, check: Callable[[], None]) -> bytes:
     content = hashlib.sha256()
     while piece := os.read(descriptor, _CHUNK):
+        check()
         content.update(piece)
     return content.digest()
 
