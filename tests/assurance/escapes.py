@@ -70,9 +70,12 @@ def kinds(*, with_vm: bool) -> dict[str, Kind]:
 
 def _tester_can() -> bool:
     """Whether other users may execute the command where it is installed."""
-    done = subprocess.run(
-        [BIN / "firebuild", "--version"], user="tester", cwd="/", capture_output=True, check=False
-    )
+    try:
+        done = subprocess.run(
+            [BIN / "firebuild", "--version"], user="tester", cwd="/", capture_output=True, check=False
+        )
+    except PermissionError:  # in a directory of another user
+        return False
     return done.returncode == 0
 
 

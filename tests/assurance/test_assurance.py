@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from assurance import authorities
+from assurance import authorities, escapes
 from assurance.trials import Effort, load
 from support import REPO
 
@@ -57,3 +57,13 @@ def test_what_a_trial_finds_is_kept_and_the_next_is_tried(tmp_path: Path) -> Non
     [fault] = effort.faults
     assert fault.startswith("division, number 1 of seed 7:\n")
     assert "ZeroDivisionError" in fault
+
+
+@pytest.mark.needs("tester")
+def test_escapes_of_other_users_are_left_out_where_those_may_not_execute_firebuild(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir(mode=0o700)
+    (tmp_path / "bin/firebuild").symlink_to("/bin/true")
+    monkeypatch.setattr(escapes, "BIN", tmp_path / "bin")
+    assert not [kind for kind in escapes.kinds(with_vm=False).values() if kind.user]
