@@ -36,7 +36,7 @@ _LITTLE: Final = 2 << 30
 _PATIENCE: Final = timedelta(seconds=5)
 # program, package of Debian, what it is for
 _PROGRAMS: Final = (
-    ("mkfs.erofs", "erofs-utils", "EROFS outputs, and read-only drives of virtual machines"),
+    ("mkfs.erofs", "erofs-utils", "EROFS outputs"),
     ("sqfstar", "squashfs-tools", "SquashFS outputs"),
     ("e2fsck", "e2fsprogs", "the driver external with a drive of its own"),
     ("git", "git", "ADD of repositories, and contexts from them"),

@@ -163,6 +163,57 @@ def test_a_name_of_255_bytes_is_whole_in_erofs_or_an_error(tmp_path: Path) -> No
     assert "n" * 255 in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def _reads_archives(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a mkfs.erofs 1.8.6 on PATH whose image is the archive that it is given."""
+    program.parent.mkdir()
+    program.write_text(
+        '#!/bin/sh\n[ $1 != --version ] || { echo "mkfs.erofs (erofs-utils) 1.8.6"; exit; }\ncat > "$4"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+
+
+@pytest.mark.needs("mkfs.erofs")
+def test_a_time_before_1970_is_not_the_newest_of_all_in_erofs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree := tmp_path / "tree").mkdir()
+    (tree / "old").touch()
+    os.utime(tree / "old", ns=(0, -1_500_000_000))
+    (tree / "new").touch()
+    os.utime(tree / "new", (2_000_000_000, 2_000_000_000))
+    if readonly._erofs_version() < (1, 7):
+        with pytest.raises(
+            LayerError, match=r"/old is from before 1970, which mkfs\.erofs .* takes for later"
+        ):
+            make_readonly("erofs", str(tree), str(tmp_path / "refused"), None)
+        assert not (tmp_path / "refused").exists()
+    _reads_archives(tmp_path / "bin/mkfs.erofs", monkeypatch)
+    make_readonly("erofs", str(tree), str(tmp_path / "i"), None)
+    with tarfile.open(tmp_path / "i") as archive:
+        assert {each.name: each.mtime for each in archive if each.name in ("old", "new")} == {
+            "old": 0,
+            "new": 2_000_000_000,
+        }
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_attribute_whose_name_a_program_would_change_is_an_error(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree := tmp_path / "tree").mkdir()
+    (tree / "f").touch()
+    os.setxattr(tree / "f", "user.100%", b"kept")
+    if form == "erofs":
+        _reads_archives(tmp_path / "bin/mkfs.erofs", monkeypatch)
+    make_readonly(form, str(tree), str(tmp_path / "i"), None)
+    os.setxattr(tree / "f", "user.a=b", b"v")
+    with pytest.raises(
+        LayerError, match=r"/f has the extended attribute 'user.a=b', whose name .* would change"
+    ):
+        make_readonly(form, str(tree), str(tmp_path / "again"), None)
+
+
 @pytest.mark.needs("userns", "mkfs.erofs", "sqfstar")
 def test_owners_that_only_are_marks_come_out_as_they_should(tmp_path: Path, make_tar: MakeTar) -> None:
     alone = Trees(Sandbox(single(Host.current(), "")))

@@ -27,6 +27,9 @@ from firebuild_bootstrap.layers.tar import OPAQUE, WHITEOUT, Entry, LayerError, 
 from firebuild_bootstrap.layers.tree import tree_entries
 from firebuild_bootstrap.removal import remove_tree
 
+ODD_ATTRIBUTES = ("user.a=b", "user.=", "user.%3D", "user.%%25", "user.100%\n")
+"""Names with what ends the name of a record, and with what an escape looks like."""
+
 
 def header(name: str, **fields: object) -> bytes:
     info = tarfile.TarInfo(name)
@@ -178,17 +181,34 @@ def test_holes_in_any_format_of_gnu_tar_come_out_as_holes(tmp_path: Path, form: 
     assert as_layer(out) == as_layer(tmp_path / "t")
 
 
+def test_the_name_of_an_attribute_is_escaped_only_where_it_would_be_read_as_another() -> None:
+    """Other programs, such as those in Go, read names of attributes as they are."""
+    archive = io.BytesIO()
+    write_layer(archive, [(Entry("f", "file", 0o644, xattrs=dict.fromkeys(ODD_ATTRIBUTES, b"")), b"")])
+    with tarfile.open(fileobj=io.BytesIO(archive.getvalue())) as tar:
+        assert set(tar.getmembers()[0].pax_headers) == {
+            "SCHILY.xattr.user.a%3Db",
+            "SCHILY.xattr.user.%3D",
+            "SCHILY.xattr.user.%253D",
+            "SCHILY.xattr.user.%%2525",
+            "SCHILY.xattr.user.100%\n",
+        }
+
+
 def test_gnu_tar_reads_what_the_writer_writes(rich_tree: Path, tmp_path: Path) -> None:
     with open(rich_tree / "sparse", "wb") as file:
         file.write(b"begin")
         file.seek(1 << 40)
         file.write(b"end")
     (rich_tree / ("long" * 40)).symlink_to("long/" * 50)
+    for name in ODD_ATTRIBUTES:
+        os.setxattr(rich_tree / "file", name, b"=v%3D")
     archive = as_layer(rich_tree)
     (tmp_path / "out").mkdir()
     command = ["tar", "-x", "-p", "--xattrs", "--xattrs-include=*", "-C", str(tmp_path / "out")]
     subprocess.run(command, input=archive, capture_output=True, check=True)
     assert as_layer(tmp_path / "out") == archive
+    assert set(os.listxattr(tmp_path / "out/file")) == {"user.raw", *ODD_ATTRIBUTES}
 
 
 def test_numbers_and_names_that_no_header_holds_come_out() -> None:
@@ -200,6 +220,7 @@ def test_numbers_and_names_that_no_header_holds_come_out() -> None:
         Entry("hole", "file", 0o600, size=2**63 - 1, regions=()),
         Entry("c", "character", 0o620, device=(5, 2**20 - 1)),
         Entry("s", "hardlink", 0o644, linkname="huge"),
+        Entry("x", "directory", 0o755, xattrs=dict.fromkeys(sorted(ODD_ATTRIBUTES), b"=%25")),
     ]
     archive = io.BytesIO()
     writer = LayerWriter(archive)

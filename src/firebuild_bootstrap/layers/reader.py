@@ -38,6 +38,7 @@ from .tar import (
     Readable,
     Regions,
     checksum,
+    unescaped,
 )
 
 FIRST_TIME_NS: Final = -(2**63)
@@ -419,7 +420,7 @@ class LayerReader:
 
 
 def _attributes(name: str, records: Mapping[str, bytes]) -> dict[str, bytes]:
-    found = {key[len(XATTR) :]: records[key] for key in records if key.startswith(XATTR)}
+    found = {unescaped(key[len(XATTR) :]): records[key] for key in records if key.startswith(XATTR)}
     if any("\0" in attribute for attribute in found):
         raise DamagedArchive(f"{name!r:.200} has an extended attribute with a NUL in its name")
     return found

@@ -8,6 +8,7 @@ every Python. Standard library only, and little of it: vminit imports this.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from types import MappingProxyType
@@ -38,6 +39,8 @@ WHITEOUT_PREFIX: Final = ".wh."
 OPAQUE_NAME: Final = ".wh..wh..opq"
 XATTR: Final = "SCHILY.xattr."
 """What the names of extended attributes begin with; GNU tar, bsdtar, star and Go agree on it."""
+_ESCAPED: Final = re.compile("=|%(?=25|3D)")
+_ESCAPE: Final = re.compile("%(25|3D)")
 
 Regions = tuple[tuple[int, int], ...]
 """Where a file has data: (offset, length) in bytes, in order and apart; everything else is a hole."""
@@ -280,7 +283,7 @@ def encode(entry: Entry, stored: int) -> tuple[bytes, int]:
     Raises:
         LayerError: it can't be in an archive.
     """
-    records: dict[str, bytes] = {XATTR + name: value for name, value in entry.xattrs.items()}
+    records: dict[str, bytes] = {XATTR + escaped(name): value for name, value in entry.xattrs.items()}
     table = b""
     name = _name(entry)
     if entry.regions is not None:
@@ -305,6 +308,19 @@ def encode(entry: Entry, stored: int) -> tuple[bytes, int]:
     if records:
         head = _extended(records) + head
     return head + table, len(table)
+
+
+def escaped(attribute: str) -> str:
+    """Return the name of an extended attribute as a record has it, whose own name ends with the first `=`.
+
+    As GNU tar's xattr_encode_keyword does it, but for a `%` that nobody takes for an escape: that stays.
+    """
+    return _ESCAPED.sub(lambda found: "%3D" if found[0] == "=" else "%25", attribute)
+
+
+def unescaped(name: str) -> str:
+    """Return the name of an extended attribute from that of its record; the reverse of `escaped`."""
+    return _ESCAPE.sub(lambda found: "=" if found[1] == "3D" else "%", name) if "%" in name else name
 
 
 def _name(entry: Entry) -> bytes:

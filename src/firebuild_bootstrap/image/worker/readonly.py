@@ -16,7 +16,7 @@ from typing import IO, Final, cast
 from uuid import UUID
 
 from firebuild_bootstrap.image.worker.ext4layout import content_uuid
-from firebuild_bootstrap.layers.tar import BLOCK, Content, Entry, LayerError, encode, write_layer
+from firebuild_bootstrap.layers.tar import BLOCK, Content, Entry, LayerError, encode, escaped, write_layer
 from firebuild_bootstrap.layers.tree import Files, tree_entries
 
 PROGRAMS: Final = {"erofs": ("mkfs.erofs", "erofs-utils"), "squashfs": ("sqfstar", "squashfs-tools")}
@@ -56,6 +56,7 @@ def _erofs(root: str, image: str, newest: int | None) -> None:
     for entry, _ in tree_entries(root, newest=newest):
         if version < _TAKES_TAR:
             _check_owner(entry, _status(root, entry.path, version), version)
+            _check_time(entry, version)
         if version < _WHOLE_NAMES:
             _check_name(entry, version)
         found.update(encode(entry, entry.stored)[0])
@@ -74,10 +75,13 @@ def _erofs_readable(entry: Entry) -> Entry:
     """Return an entry as mkfs.erofs 1.8 can read it, which knows no sparse members.
 
     Of a time it takes the digits after the point for nanoseconds, however few they are: so there have to be
-    nine or none, and where zeros at the end are left out the time is a nanosecond later.
+    nine or none, and where zeros at the end are left out the time is a nanosecond later. One before 1970
+    counts as later than all others there.
     """
-    late = entry.mtime_ns % _SECOND > 0 and entry.mtime_ns % 10 == 0
-    return entry._replace(regions=None, mtime_ns=entry.mtime_ns + late)
+    _check_attributes(entry, "mkfs.erofs")
+    mtime_ns = max(entry.mtime_ns, 0)
+    late = mtime_ns % _SECOND > 0 and mtime_ns % 10 == 0
+    return entry._replace(regions=None, mtime_ns=mtime_ns + late)
 
 
 def _erofs_version() -> tuple[int, int, int]:
@@ -119,6 +123,26 @@ def _check_owner(entry: Entry, status: os.stat_result, version: tuple[int, int, 
         )
 
 
+def _check_time(entry: Entry, version: tuple[int, int, int]) -> None:
+    """Insist on a time from 1970 on, where it is taken from the disk: mkfs.erofs reads it without a sign."""
+    if entry.mtime_ns < 0:
+        raise LayerError(
+            f"/{entry.path} is from before 1970, which mkfs.erofs {version[0]}.{version[1]} takes for later "
+            "than all other times",
+            "install erofs-utils 1.7 or newer, `touch` the file, or write squashfs or ext4",
+        )
+
+
+def _check_attributes(entry: Entry, program: str) -> None:
+    """Insist on names of attributes that a program which knows nothing of `escaped` reads as they are."""
+    for name in entry.xattrs:
+        if name != escaped(name):
+            raise LayerError(
+                f"/{entry.path} has the extended attribute {name!r}, whose name {program} would change",
+                "give it another name, or write ext4",
+            )
+
+
 def _squashfs(files: Files, image: str) -> None:
     root, content = next(files)
     # In an archive it takes no notice of the root.
@@ -138,6 +162,7 @@ def _readable(entry: Entry) -> Entry:
 
     Version 4.5 skips what fills the last block of a file with holes twice: it would lose its place.
     """
+    _check_attributes(entry, "sqfstar")
     fills = entry.size % BLOCK == 0 == entry.stored % BLOCK
     return entry if fills else entry._replace(regions=None)
 
