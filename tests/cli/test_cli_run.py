@@ -377,6 +377,18 @@ def test_keys_are_those_of_firebuild_until_the_command_has_begun(host_home: Path
         assert terminal.status() == 0
 
 
+def test_the_console_is_the_terminal_which_stays_while_nobody_has_it_open(host_home: Path) -> None:
+    """systemd closes its terminal when it starts, and opens /dev/console to say something."""
+    script = (
+        "exec </dev/null >/dev/null 2>&1; sleep 0.5; echo later >/dev/console; echo last >/dev/tty; exit 3"
+    )
+    environ = {**os.environ, "FIREBUILD_HOME": str(host_home)}
+    given = ("run", "-it", "host", "/bin/sh", "-c", script)
+    with on_terminal(BIN / "firebuild", *given, environ=environ) as terminal:
+        assert "later\r\nlast\r\n" in terminal.read()
+        assert terminal.status() == 3
+
+
 def _reader(terminal: int) -> Callable[[str], str]:
     """Return what reads up to a text, or without one to the end."""
     said = ""

@@ -274,15 +274,17 @@ def _help(descriptors: Sequence[int], launcher: int) -> NoReturn:
         if request.own_network:
             _leave_network()
         kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWIPC)
-    alive, held = os.pipe()
+    alive, held = socket.socketpair()
     child = os.fork()
     if child == 0:
-        os.close(held)
+        held.close()
         with _reporting(status):
             _first_process(request, secrets, status, alive)
     _wipe(secrets)
-    os.close(alive)
+    alive.close()
     os.close(status)
+    # Its terminal stays open here: it must not end while nobody in there has it open (systemd at its start).
+    kernel.receive_descriptors(held, 1, 1)
     status = exit_status(os.waitpid(child, 0)[1])
     # How the kernel ends a process 1 that has called reboot(2), to halt or to restart (pid_namespaces(7)).
     os._exit(0 if request.init and status in (128 + signal.SIGINT, 128 + signal.SIGHUP) else status)
@@ -302,11 +304,12 @@ def _wipe(secrets: tuple[bytearray, ...]) -> None:
         kernel.wipe(secret)
 
 
-def _first_process(request: Request, secrets: tuple[bytearray, ...], status: int, parent: int) -> NoReturn:
+def _first_process(
+    request: Request, secrets: tuple[bytearray, ...], status: int, parent: socket.socket
+) -> NoReturn:
     kernel.die_with_parent(signal.SIGKILL)
     if select.select([parent], [], [], 0)[0]:
         os._exit(1)  # the parent died before the kernel was asked to tell
-    os.close(parent)
     # Python's handler would let a RUN end its own process 1; unhandled signals from inside don't reach it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if request.terminal:
@@ -323,8 +326,8 @@ def _first_process(request: Request, secrets: tuple[bytearray, ...], status: int
         read_only=request.read_only,
         init=request.init,
     )
-    # Of the command's own devpts, where it can find out the name.
-    terminal = os.openpty() if request.terminal else None
+    terminal = _open_terminal(parent) if request.terminal else None
+    parent.close()
     # A RUN sees this process as /proc/1; with the memory hidden, even root can't read its files there.
     kernel.hide_arguments()
     kernel.hide_memory()
@@ -349,6 +352,19 @@ def _first_process(request: Request, secrets: tuple[bytearray, ...], status: int
         pid, result = os.wait()
         if pid == child:
             os._exit(exit_status(result))
+
+
+def _open_terminal(parent: socket.socket) -> tuple[int, int]:
+    """Open a terminal of the command's own devpts, where it can find out the name, and send it to the parent.
+
+    It is /dev/console as well, as runc has it: an init such as systemd writes to that.
+    """
+    terminal = os.openpty()
+    with open("/dev/console", "xb"):
+        pass
+    kernel.mount(os.ttyname(terminal[1]), "/dev/console", flags=kernel.MS_BIND)
+    socket.send_fds(parent, [STARTED], terminal[1:])
+    return terminal
 
 
 def _probe(request: Request, argv: tuple[str, ...]) -> NoReturn:
