@@ -106,7 +106,7 @@ def test_a_size_is_kept_and_the_least_one_is_named(rich_tree: Path, tmp_path: Pa
     assert (large.stat().st_size, large.stat().st_blocks * 512 < 20 * MIB) == (300 * MIB, True)
     for size in (1, 10 * MIB):
         with pytest.raises(
-            LayerError, match=r"the files need size=\d+MiB, found size=(0|10240)KiB"
+            LayerError, match=r"the files need size=\d+MiB, found size=(1|10240KiB)$"
         ) as caught:
             write(tree_entries(str(rich_tree)), tmp_path / "i", size=size)
         assert caught.value.asked

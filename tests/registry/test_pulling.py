@@ -19,7 +19,7 @@ from firebuild_bootstrap.image.oci import INDEX, LAYER, MANIFEST, Descriptor, ca
 from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.registry import transport
 from firebuild_bootstrap.registry.answers import RegistryError
-from firebuild_bootstrap.registry.pull import Pulled, Registries, side_by_side
+from firebuild_bootstrap.registry.pull import Pulled, Registries
 from registry.conftest import Client
 from registry.servers import CA, Handler, Image, Small, always, descriptor, digest, once, small_registry
 
@@ -553,26 +553,3 @@ def test_an_interruption_ends_a_pull_at_once(small: Small, client: Client, ca: C
         pull(client.registries(small.host, timeout="60s"), client, f"{small.host}/web:1")
     assert time.monotonic() - begin < 15
     ended.set()
-
-
-def test_the_first_failure_ends_what_runs_beside_it() -> None:
-    begun, ended = threading.Event(), threading.Event()
-    stopped: list[BaseException] = []
-
-    def waits(check: Callable[[], None]) -> None:
-        begun.set()
-        try:
-            while True:
-                check()
-        except RegistryError as error:
-            stopped.append(error)
-            ended.set()
-
-    def fails(check: Callable[[], None]) -> None:
-        begun.wait(10)
-        raise EOFError
-
-    with pytest.raises(EOFError):
-        side_by_side([waits, fails, waits], 2, lambda: None)
-    assert ended.wait(10)
-    assert [str(error) for error in stopped] == ["it was stopped"]

@@ -172,7 +172,7 @@ class FileTree:
 
     def _download(self, source: Download, location: Location | None, *, unpack: bool) -> Group:
         from firebuild_bootstrap.context.fetch import RemoteFile, fetch, remote_group  # few builds have one
-        from firebuild_bootstrap.registry.pull import side_by_side
+        from firebuild_bootstrap.transfers import side_by_side
 
         found: list[RemoteFile] = []
 

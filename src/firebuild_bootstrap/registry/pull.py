@@ -6,7 +6,6 @@ What was pulled once is in the store of blobs by its digest, and is not fetched 
 from __future__ import annotations
 
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.client import Received, Repository
 from firebuild_bootstrap.registry.credentials import HUB
 from firebuild_bootstrap.registry.transport import Registry, Surroundings
+from firebuild_bootstrap.transfers import Job, side_by_side
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted, one_line
 
@@ -40,7 +40,6 @@ T = TypeVar("T")
 
 _OFFICIAL: Final = "library/"
 _PAUSE: Final = 0.1
-_Job = Callable[[Callable[[], None]], None]
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ class Registries:
         digests = digests or {}
         known = [self._described(each, blobs, platform, digests.get(each, "")) for each in references]
         blobs.make_room([layer for _, pulled in known for layer in pulled.manifest.layers])
-        jobs = dict[str, _Job]()
+        jobs = dict[str, Job]()
         for reference, (sources, pulled) in zip(references, known, strict=True):
             layers = list({layer.digest: layer for layer in pulled.manifest.layers}.values())
             for number, layer in enumerate(layers, 1):
@@ -280,52 +279,6 @@ def connected(settings: Any, check: Callable[[], None], tasks: Tasks) -> Registr
         pause=pause,
     )
     return Registries(around, tasks)
-
-
-def side_by_side(jobs: Sequence[_Job], several: int, check: Callable[[], None]) -> None:
-    """Do several things at a time; the first failure ends the others, and is raised.
-
-    Nobody waits for a thread that waits for the network: it ends at its next piece.
-
-    Args:
-        jobs: each gets a function to call at each piece of its work, which may raise.
-        several: how many at a time.
-        check: called again and again; what it raises ends all.
-    """
-    pending = queue.SimpleQueue[_Job]()
-    for job in jobs:
-        pending.put(job)
-    failures: list[BaseException] = []
-    ended = threading.Event()
-    work = partial(_work, pending, failures, ended)
-    count = min(several, len(jobs))
-    threads = [threading.Thread(target=work, name=f"transfer-{n}", daemon=True) for n in range(count)]
-    for thread in threads:
-        thread.start()
-    try:
-        for thread in threads:
-            while thread.is_alive() and not failures:
-                check()
-                thread.join(0.05)
-    finally:
-        ended.set()
-    if failures:
-        raise failures[0]
-
-
-def _work(pending: queue.SimpleQueue[_Job], failures: list[BaseException], ended: threading.Event) -> None:
-    def stopped() -> None:
-        if ended.is_set():
-            raise RegistryError("it was stopped")
-
-    with suppress(queue.Empty):
-        while not ended.is_set():
-            job = pending.get_nowait()
-            try:
-                job(stopped)
-            except BaseException as error:
-                failures.append(error)
-                return
 
 
 def _wanted(reference: Reference) -> str:

@@ -19,8 +19,9 @@ from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.oci import Descriptor, Manifest
 from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.client import Received, Repository
-from firebuild_bootstrap.registry.pull import Registries, side_by_side
+from firebuild_bootstrap.registry.pull import Registries
 from firebuild_bootstrap.registry.transport import Response
+from firebuild_bootstrap.transfers import side_by_side
 from firebuild_pki.display import counted
 
 _UPLOADED: Final = re.compile(r"(?:bytes=)?0-(\d{1,18})")

@@ -40,9 +40,10 @@ from firebuild_bootstrap.image.remotecache import (
 )
 from firebuild_bootstrap.image.trees import DamagedArchiveError
 from firebuild_bootstrap.registry.answers import RegistryError
-from firebuild_bootstrap.registry.pull import Registries, side_by_side
+from firebuild_bootstrap.registry.pull import Registries
 from firebuild_bootstrap.solve.cache import ID, KEY, LINKED, MAX_TEXT, Cache, Entry, above
 from firebuild_bootstrap.solve.keys import Parts
+from firebuild_bootstrap.transfers import side_by_side
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted, one_line
 

@@ -554,8 +554,9 @@ class Ext4Writer:
             blocks = _whole_mib(blocks + (1 if plan is None else free - plan.free))
         if options.size:
             least = blocks // _BLOCKS_PER_MIB
+            asked = self._asked if self._asked % 1024 else f"{self._asked // 1024}KiB"
             raise LayerError(
-                f"--output ext4: the files need size={least}MiB, found size={self._asked // 1024}KiB",
+                f"--output ext4: the files need size={least}MiB, found size={asked}",
                 f"ask for size={least}MiB or more, or leave size= out",
                 asked=True,
             )
