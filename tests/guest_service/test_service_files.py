@@ -57,6 +57,7 @@ def recorder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.needs("systemd")
+@pytest.mark.root  # it makes /run/systemd where systemd does not run
 def test_systemd_takes_the_units(tmp_path: Path, recorder: Path) -> None:
     paths = [script(tmp_path, name, recorder, recorder) for name in SERVICES]
     done = subprocess.run(

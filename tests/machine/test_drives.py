@@ -260,8 +260,11 @@ def archive(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for member, data in members:
-            member.size = len(data) or member.size
-            tar.addfile(member, io.BytesIO(data) if data else None)
+            if member.size and not data:  # which it only says to have
+                out.write(member.tobuf())
+            else:
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
     return out.getvalue()
 
 

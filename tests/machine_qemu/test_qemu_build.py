@@ -371,6 +371,8 @@ def test_a_killed_firebuild_leaves_no_machine_and_no_file(
         for line in events:
             if json.loads(line)["event"] == "step-output":
                 break
+        else:
+            pytest.fail(process.stderr.read().decode())
         machines = machines_of(process.pid)
         assert machines
         process.kill()
