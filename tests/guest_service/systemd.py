@@ -9,6 +9,8 @@ from firebuild_bootstrap.initramfs.cpio import Entry, file, link
 from guest_service.system import Manager, unit
 
 _TARGETS = ("basic", "local-fs", "multi-user", "network", "network-online", "shutdown", "sysinit", "umount")
+# Since version 255 the second executes what services consist of.
+_PROGRAMS = (Path("/usr/lib/systemd/systemd"), Path("/usr/lib/systemd/systemd-executor"))
 _END = b"""[Unit]
 After=vminit-entrypoint.service
 [Service]
@@ -21,7 +23,7 @@ _CONSOLE = b"[Service]\nStandardOutput=tty\nStandardError=tty\nTTYPath=/dev/cons
 def systemd() -> Manager:
     return Manager(
         init="/lib/systemd/systemd",
-        programs={"lib/systemd/systemd": Path("/usr/lib/systemd/systemd")},
+        programs={f"lib/systemd/{path.name}": path for path in _PROGRAMS if path.exists()},
         files=_files(),
         flags="etc/default/vminit",
         words=("systemd.show_status=0", "systemd.log_target=console", "systemd.log_level=warning"),

@@ -87,7 +87,9 @@ def of_zstd_with_a_window_of_2_gib() -> bytes:
 
 
 @pytest.mark.parametrize(
-    "greedy", [with_a_dictionary_of_4_gib(lzma.compress(DATA)), of_zstd_with_a_window_of_2_gib()]
+    "greedy",
+    [with_a_dictionary_of_4_gib(lzma.compress(DATA)), of_zstd_with_a_window_of_2_gib()],
+    ids=["xz", "zstd"],
 )
 def test_compressed_data_can_ask_for_so_much_memory_only(greedy: bytes) -> None:
     with pytest.raises(DamagedArchive, match="needs more than 128 MiB of memory: compress it as"):
@@ -105,6 +107,7 @@ def test_what_xz_makes_at_its_best_is_read() -> None:
         b"\x50\x2a\x4d\x18" + bytes(4),
         gzip.compress(b"") + b"\0",
     ],
+    ids=[*COMPRESSIONS, "skippable", "gzip and a zero"],
 )
 def test_many_streams_take_time_in_proportion_to_their_number(
     empty: bytes, monkeypatch: pytest.MonkeyPatch
