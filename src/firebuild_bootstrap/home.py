@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,7 +12,7 @@ from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.bases import BaseStore, PullPolicy
 from firebuild_bootstrap.image.blobs import BlobStore
-from firebuild_bootstrap.image.forms import write_form
+from firebuild_bootstrap.image.forms import held_form
 from firebuild_bootstrap.image.intake import Intake
 from firebuild_bootstrap.image.layertrees import LayerTrees
 from firebuild_bootstrap.image.names import Reference
@@ -162,31 +162,42 @@ class Home:
     def form(
         self, image: StoredImage, spec: OutputSpec, *, any_size: bool = False, changed: bool = False
     ) -> Path:
-        """Return the path of a form of an image in the store, which is written if it is not there.
+        """Return the path of a form of an image; it is the same after the image was built again.
+
+        Args and errors are those of `held_form`.
+        """
+        with self.held_form(image, spec, any_size=any_size, changed=changed) as path:
+            return image.location / path.name
+
+    @contextmanager
+    def held_form(
+        self, image: StoredImage, spec: OutputSpec, *, any_size: bool = False, changed: bool = False
+    ) -> Iterator[Path]:
+        """Give the path of a form of an image, which nobody else writes again meanwhile.
 
         Args:
             image: held by the caller.
-            spec: which form.
-            any_size: as in `write_form`.
-            changed: as in `write_form`.
+            spec: which form; it is written if it is not there.
+            any_size: as in `forms.held_form`.
+            changed: as in `forms.held_form`.
 
         Raises:
-            InputError, MachineError: as `StoredImage.layers` and `write_form`.
+            InputError, MachineError: as `StoredImage.layers` and `forms.held_form`.
         """
         if image.record.layers is None and (path := image.output(spec.type)) is not None:
-            return path
+            yield path
+            return
         layers = image.layers(self.layers.root.name)
-        epoch = image.record.epoch
-        made = write_form(
+        with held_form(
             image.directory,
             lambda: self.layers.merged(layers),
             spec,
             self.trees,
-            epoch=epoch,
+            epoch=image.record.epoch,
             any_size=any_size,
             changed=changed,
-        )
-        return image.location / made.path
+        ) as path:
+            yield path
 
     def workspace(self, build_id: str) -> Workspace:
         """Make the private directory of one build; see `Workspace`."""

@@ -100,9 +100,9 @@ def write_microvm(
     arguments = (*_ARGUMENTS, *(_X86_ARGUMENTS if machine == "x86_64" else ()), *settings.kernel_args)
     text = json.dumps(_configuration(settings, " ".join(arguments)), indent=2) + "\n"
     drive = OutputSpec(OutputType.EXT4, dest=target / DRIVE, size=size)
-    made = home.form(image, drive)
     with Deliveries(home.trees) as deliveries:
-        deliveries.copy(image.directory / made.name, drive)
+        with home.held_form(image, drive) as made:
+            deliveries.copy(made, drive)
         for name, data in (
             (KERNEL, unpacked),
             (INITRD, with_file(initramfs.read_bytes(), entry)),

@@ -14,7 +14,7 @@ from typing import Any, Final
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.attestations import has_provenance, keep_provenance
-from firebuild_bootstrap.image.forms import keep_form, reuse_forms, write_form
+from firebuild_bootstrap.image.forms import held_form, keep_form, reuse_forms
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, StoredLayer
 from firebuild_bootstrap.image.oci import is_layer_of
 from firebuild_bootstrap.image.outputs import Artifact, Deliveries, OutputType
@@ -121,11 +121,11 @@ def _write_forms(
                     image = StoredImage(request.tag, directory, directory, record)
                     home.outgoing.deliver([((request.tag, *request.also_tagged), image)], spec, deliveries)
                 continue
-            made = write_form(
+            with held_form(
                 directory, lambda: home.layers.merged(layers), spec, home.trees, epoch=request.epoch
-            )
-            home.check()
-            deliveries.copy(directory / made.path, spec)
+            ) as made:
+                home.check()
+                deliveries.copy(made, spec)
 
 
 def _is_of_base(layer: Layer, resolved: Resolved) -> bool:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from firebuild_bootstrap import storing
 from firebuild_bootstrap.dockerfile.graph import ImageRef
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import ImageStored, PhaseStarted, StepStarted
-from firebuild_bootstrap.image.forms import keep_form, write_form
+from firebuild_bootstrap.image.forms import held_form, keep_form
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
 from firebuild_bootstrap.image.store import ImageRecord, StoredImage
@@ -127,8 +128,9 @@ def test_a_form_that_is_not_whole_is_not_taken_for_one(library: Library) -> None
     path.unlink()
     assert library.home.images.inspect(image.tag).record.outputs == ()
     assert library.home.form(image, TAR).read_bytes() == whole
-    with pytest.raises(MachineError, match="nothing can be written there"):
-        write_form(image.directory / "none", lambda: (), TAR, library.home.trees)
+    nowhere = held_form(image.directory / "none", lambda: (), TAR, library.home.trees)
+    with pytest.raises(MachineError, match="nothing can be written there"), nowhere:
+        pass
     note.unlink()
     note.mkdir()
     with pytest.raises(MachineError, match="the form can't be stored: Is a directory"):
@@ -136,6 +138,20 @@ def test_a_form_that_is_not_whole_is_not_taken_for_one(library: Library) -> None
     with pytest.raises(MachineError, match=r"rootfs\.tar could not be stored: Is a directory"):
         keep_form(image.directory, Artifact(OutputType.TAR, "rootfs.tar", 1, ""))
     assert not list(image.directory.glob("making-*"))
+
+
+@pytest.mark.parametrize("spec", [DIR, replace(EXT4, size=64 << 20)])
+def test_a_form_that_somebody_copies_is_not_written_again_meanwhile(
+    library: Library, spec: OutputSpec
+) -> None:
+    image = library.build("FROM host\nRUN echo one > /made\n", outputs=["ext4"])
+    with ThreadPoolExecutor() as threads:
+        with library.home.held_form(image, replace(spec, size=0)) as path:
+            before = path.stat().st_ino
+            other = threads.submit(library.home.form, image, spec)
+            assert wait([other], 0.5).not_done
+            assert path.stat().st_ino == before
+        assert other.result(60).stat().st_ino != before
 
 
 def test_a_form_is_written_by_one_whoever_asks_and_a_kill_leaves_none(library: Library) -> None:

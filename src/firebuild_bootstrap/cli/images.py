@@ -164,10 +164,9 @@ def _export_forms(tag: str, outputs: tuple[str, ...], config_file: Path | None) 
         with Deliveries(home.trees) as deliveries:
             for spec in specs:
                 if not spec.type.has_layers:
-                    made = home.form(image, spec)
-                    # What its name leads to may be removed meanwhile.
-                    deliveries.copy(image.directory / made.name, spec)
-                    paths.append(spec.dest or made)
+                    with home.held_form(image, spec) as made:
+                        deliveries.copy(made, spec)
+                    paths.append(spec.dest or image.location / made.name)
                 elif spec.dest is not None:
                     home.outgoing.deliver(names, spec, deliveries)
                     paths.append(spec.dest)

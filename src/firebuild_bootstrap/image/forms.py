@@ -105,7 +105,8 @@ def keep_form(directory: Path, artifact: Artifact, asked: int = 0) -> None:
         ) from error
 
 
-def write_form(
+@contextmanager
+def held_form(
     directory: Path,
     tree: Callable[[], Tree],
     spec: OutputSpec,
@@ -114,8 +115,10 @@ def write_form(
     epoch: int | None = None,
     any_size: bool = False,
     changed: bool = False,
-) -> Artifact:
-    """Return a form, which is written into the directory of the image unless it is there.
+) -> Iterator[Path]:
+    """Give the path of a form, which is written into the directory of the image unless it is there.
+
+    Nobody else writes that form again meanwhile: it would be gone, or another one, to whoever copies it.
 
     Args:
         directory: of an image, held by the caller, or one that becomes it.
@@ -132,22 +135,25 @@ def write_form(
     """
     with _locked(directory):
         kept = _read(directory, spec.type)
-        if kept is not None and (any_size or kept.asked == spec.size):  # noqa: SIM102 - two questions
-            if changed or kept.is_untouched(directory):
-                return kept.artifact
-        for left in directory.glob(f"{_MAKING}*"):  # by somebody who was killed
-            trees.remove(left)
-        making = directory / f"{_MAKING}{secrets.token_hex(4)}"
-        try:
-            making.mkdir(mode=0o700)
-            (artifact,) = export_tree(trees, tree(), (spec,), making, epoch=epoch)
-            _publish(making, directory, artifact)
-        except OSError as error:
-            raise MachineError(f"{making}: the form can't be stored: {error.strerror}", hint=SPACE) from error
-        finally:
-            trees.remove(making)
-        keep_form(directory, artifact, spec.size)
-        return artifact
+        fits = kept is not None and (any_size or kept.asked == spec.size)
+        if kept is None or not fits or not (changed or kept.is_untouched(directory)):
+            _write(directory, tree(), spec, trees, epoch)
+        yield directory / spec.type.file_name
+
+
+def _write(directory: Path, tree: Tree, spec: OutputSpec, trees: Trees, epoch: int | None) -> None:
+    for left in directory.glob(f"{_MAKING}*"):  # by somebody who was killed
+        trees.remove(left)
+    making = directory / f"{_MAKING}{secrets.token_hex(4)}"
+    try:
+        making.mkdir(mode=0o700)
+        (artifact,) = export_tree(trees, tree, (spec,), making, epoch=epoch)
+        _publish(making, directory, artifact)
+    except OSError as error:
+        raise MachineError(f"{making}: the form can't be stored: {error.strerror}", hint=SPACE) from error
+    finally:
+        trees.remove(making)
+    keep_form(directory, artifact, spec.size)
 
 
 def _publish(making: Path, directory: Path, artifact: Artifact) -> None:
