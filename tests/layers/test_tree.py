@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import socket
@@ -23,6 +24,7 @@ from firebuild_bootstrap.layers.tree import (
     TreeSource,
     check_names,
     data_regions,
+    digest_of,
     statuses,
     tree_entries,
     upper_entries,
@@ -170,6 +172,24 @@ def sparse(path: Path, size: int, *pieces: tuple[int, bytes]) -> None:
             file.write(data)
         file.truncate(size)
     os.utime(path, (5, 5))
+
+
+@pytest.mark.parametrize(
+    ("size", "pieces"),
+    [
+        (0, ()),
+        (1, ((0, b"x"),)),
+        (5 << 20, ()),
+        ((5 << 20) + 1, ((0, b"begin"), (3 << 20, b"middle"), (5 << 20, b"e"))),
+        (3 << 20, ((1 << 20, bytes(1 << 20)), ((2 << 20) + 5, b"after zeros that are written"))),
+    ],
+)
+def test_a_digest_counts_holes_as_zeros(
+    tmp_path: Path, size: int, pieces: tuple[tuple[int, bytes], ...]
+) -> None:
+    sparse(tmp_path / "f", size, *pieces)
+    with open(tmp_path / "f", "rb") as file:
+        assert digest_of(file, "sha256") == hashlib.sha256((tmp_path / "f").read_bytes()).hexdigest()
 
 
 def test_holes_go_by_content_and_not_by_how_the_file_was_written(tmp_path: Path) -> None:
