@@ -114,11 +114,14 @@ def serving(server: BaseServer) -> Iterator[None]:
         server.server_close()
 
 
-def said_without_home(code: str) -> str:
-    """Run Python code as a user who has no entry and no HOME; return what it wrote to standard error."""
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, user=54_321, env={}, capture_output=True, text=True, check=False)
-    return done.stderr
+def said_without_home(imports: str, code: str) -> str:
+    """Run Python code as a user who has no entry and no HOME; return what it wrote to standard error.
+
+    The imports are done before, because another user need not be able to read this checkout.
+    """
+    program = f"import os\n{imports}\nos.setgroups([])\nos.setgid(54321)\nos.setuid(54321)\n{code}\n"
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, env={}, capture_output=True, text=True, check=False).stderr
 
 
 @contextmanager

@@ -152,8 +152,7 @@ def test_the_home_is_the_variable_or_the_users_data_directory() -> None:
 
 @pytest.mark.needs("root")
 def test_a_user_without_a_home_is_told_how_to_give_the_store_a_place() -> None:
-    code = "from firebuild_bootstrap.image.names import default_home; default_home({})"
-    said = said_without_home(code)
+    said = said_without_home("from firebuild_bootstrap.image.names import default_home", "default_home({})")
     assert "InputError: there is no directory for the store: this user has no home directory" in said
     assert "hint: set FIREBUILD_HOME to a directory for the store, or HOME" in said
 

@@ -129,10 +129,10 @@ def test_a_log_in_the_home_of_nobody_is_an_error() -> None:
 
 @pytest.mark.needs("root")
 def test_a_log_of_a_user_without_a_home_has_no_place() -> None:
-    code = "from firebuild_pki.observers.audit_log import AuditLogSettings as S; S().file"
-    assert "there is no directory for the audit log: this user has no home directory" in said_without_home(
-        code
+    said = said_without_home(
+        "from firebuild_pki.observers.audit_log import AuditLogSettings", "AuditLogSettings().file"
     )
+    assert "there is no directory for the audit log: this user has no home directory" in said
 
 
 def test_the_log_is_its_owners_alone(tmp_path: Path) -> None:
