@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -178,12 +180,13 @@ def test_an_image_that_is_removed_while_it_is_exported_is_delivered_whole(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     Path("Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
-    form = Home.form
+    held_form = Home.held_form
 
-    def then_removed(home: Home, image: StoredImage, *arguments: Any, **options: Any) -> Path:
-        made = form(home, image, *arguments, **options)
-        remove(image)
-        return made
+    @contextmanager
+    def then_removed(home: Home, image: StoredImage, *arguments: Any, **options: Any) -> Iterator[Path]:
+        with held_form(home, image, *arguments, **options) as made:
+            remove(image)
+            yield made
 
     def remove(image: StoredImage) -> None:
         other = ImageStore(cli.home, lambda: Home(cli.home).trees)
@@ -191,7 +194,7 @@ def test_an_image_that_is_removed_while_it_is_exported_is_delivered_whole(
         other.sweep()
 
     cli("build", "-q", "-t", "t/a:1", ".")
-    monkeypatch.setattr(Home, "form", then_removed)
+    monkeypatch.setattr(Home, "held_form", then_removed)
     cli("images", "export", "t/a:1", "--output", f"tar,dest={tmp_path / 'a.tar'}")
     with tarfile.open(tmp_path / "a.tar") as archive:
         assert "Dockerfile" in archive.getnames()

@@ -129,9 +129,8 @@ def test_a_log_in_the_home_of_nobody_is_an_error() -> None:
 
 @pytest.mark.needs("root")
 def test_a_log_of_a_user_without_a_home_has_no_place() -> None:
-    said = said_without_home(
-        "from firebuild_pki.observers.audit_log import AuditLogSettings", "AuditLogSettings().file"
-    )
+    imports = "import platformdirs\nfrom firebuild_pki.observers.audit_log import AuditLogSettings"
+    said = said_without_home(imports, "AuditLogSettings().file")
     assert "there is no directory for the audit log: this user has no home directory" in said
 
 
