@@ -513,7 +513,7 @@ class _Clone:
                 raise self._error(
                     f"git may have {human_size(self._limits.memory)} of memory: {last}", _SMALLER
                 )
-            reason = one_line(_without_proxy(_reason(said) or last), 300)
+            reason = one_line(_without_proxy(_reason(said) or last, self._environment), 300)
             raise self._error(reason, _ssh_hint(said), _GitError)
         return done.stdout.decode("utf-8", "replace").strip()
 
@@ -544,10 +544,16 @@ class _Clone:
         return kind(f"{self._shown} can't be fetched: {why}", hint=hint, location=self._location)
 
 
-def _without_proxy(words: str) -> str:
-    """Leave out of git's words the proxy that it could not read, because it may have a password in it."""
+def _without_proxy(words: str, environment: Mapping[str, str]) -> str:
+    """Leave out of git's words the proxy that it could not use, because it may have a password in it."""
+    for name, value in environment.items():
+        if value and name.lower() in ("http_proxy", "https_proxy", "all_proxy"):
+            words = words.replace(value, "…")
+    # As libcurl and git word it, who may have changed something of the value.
     return re.sub(
-        "Unsupported proxy syntax in .*", "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is malformed", words
+        "(Unsupported proxy syntax in|Invalid proxy URL) .*",
+        "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is malformed",
+        words,
     )
 
 
