@@ -185,7 +185,7 @@ class Home:
             InputError, MachineError: as `StoredImage.layers` and `forms.held_form`.
         """
         if image.record.layers is None and (path := image.output(spec.type)) is not None:
-            yield path
+            yield image.directory / path.name  # what its name leads to may be removed meanwhile
             return
         layers = image.layers(self.layers.root.name)
         with held_form(

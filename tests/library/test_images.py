@@ -377,6 +377,8 @@ def test_an_image_of_an_earlier_version_gives_what_it_has(library: Library) -> N
         image = library.home.images.commit(staging, old)
     assert "layers" not in json.loads((image.directory / "image.json").read_text())
     assert library.home.form(image, TAR).read_bytes() == b"tar"
+    with library.home.held_form(image, TAR) as path:  # whoever takes its name away meanwhile
+        assert path == image.directory / "rootfs.tar"
     assert library.home.images.layer_keys("any") == frozenset()
     with pytest.raises(
         InputError, match="t/old:1 is of an earlier version, which kept outputs and no layers"
