@@ -22,7 +22,7 @@ from firebuild_bootstrap.image.forms import forget_form, kept_forms
 from firebuild_bootstrap.image.layertrees import LayerTrees
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.store import ImageStore, StoredImage
-from firebuild_bootstrap.layers.tree import digest_of
+from firebuild_bootstrap.layers.tree import file_digest
 from firebuild_bootstrap.values import dataclass
 
 if TYPE_CHECKING:
@@ -242,4 +242,4 @@ def _has(path: Path, digest: str) -> bool:
 def _digest_of(path: Path, like: str) -> str:
     algorithm = like.partition(":")[0]
     with open(path, "rb") as file:
-        return f"{algorithm}:{digest_of(file, algorithm)}"
+        return f"{algorithm}:{file_digest(file, algorithm)}"

@@ -84,8 +84,10 @@ class LoweredMounts:
     env: Mapping[str, str] = field(default_factory=dict)
 
 
-Sent = Mapping[tuple[int, int], ContextResource]
-"""What COPY and ADD send, by the index of their stage and their place in it."""
+Place = tuple[int, int]
+"""Of a step: the index of its stage, and which one it is there."""
+Sent = Mapping[Place, ContextResource]
+"""What COPY and ADD send."""
 _NOTHING: Final[Sent] = MappingProxyType({})
 _NO_RESOURCES: Final[Mapping[str, Resource]] = MappingProxyType({})
 _NO_MOUNTS: Final = LoweredMounts()

@@ -7,9 +7,11 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import TypeVar
 
 from firebuild_bootstrap.errors import FirebuildError
 
+T = TypeVar("T")
 Job = Callable[[Callable[[], None]], None]
 """Gets a function to call at each piece of its work, which may raise."""
 
@@ -43,6 +45,13 @@ def side_by_side(jobs: Sequence[Job], several: int, check: Callable[[], None]) -
         ended.set()
     if failures:
         raise failures[0]
+
+
+def answer_of(ask: Callable[[Callable[[], None]], T], check: Callable[[], None]) -> T:
+    """Do one thing as `side_by_side` does several, and return what it returns."""
+    answers: list[T] = []
+    side_by_side([lambda stopped: answers.append(ask(stopped))], 1, check)
+    return answers[0]
 
 
 def _work(pending: queue.SimpleQueue[Job], failures: list[BaseException], ended: threading.Event) -> None:

@@ -24,7 +24,7 @@ from firebuild_bootstrap.layers.tree import (
     TreeSource,
     check_names,
     data_regions,
-    digest_of,
+    file_digest,
     statuses,
     tree_entries,
     upper_entries,
@@ -189,7 +189,7 @@ def test_a_digest_counts_holes_as_zeros(
 ) -> None:
     sparse(tmp_path / "f", size, *pieces)
     with open(tmp_path / "f", "rb") as file:
-        assert digest_of(file, "sha256") == hashlib.sha256((tmp_path / "f").read_bytes()).hexdigest()
+        assert file_digest(file, "sha256") == hashlib.sha256((tmp_path / "f").read_bytes()).hexdigest()
 
 
 def test_holes_go_by_content_and_not_by_how_the_file_was_written(tmp_path: Path) -> None:

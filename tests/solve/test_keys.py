@@ -36,10 +36,10 @@ from firebuild_bootstrap.dockerfile.graph import (
     Workdir,
 )
 from firebuild_bootstrap.errors import Location
+from firebuild_bootstrap.lowering import Place
 from firebuild_bootstrap.solve.keys import (
     SCRATCH_KEY,
     Input,
-    Place,
     StageKeys,
     base_key,
     inputs_of,

@@ -172,25 +172,21 @@ class FileTree:
 
     def _download(self, source: Download, location: Location | None, *, unpack: bool) -> Group:
         from firebuild_bootstrap.context.fetch import RemoteFile, fetch, remote_group  # few builds have one
-        from firebuild_bootstrap.transfers import side_by_side
+        from firebuild_bootstrap.transfers import answer_of
 
-        found: list[RemoteFile] = []
-
-        def download(check: Callable[[], None]) -> None:
-            found.append(
-                fetch(
-                    source.url,
-                    self._download_directory(),
-                    checksum=source.checksum,
-                    location=location,
-                    limits=self._limits,
-                    check=check,
-                )
+        def download(check: Callable[[], None]) -> RemoteFile:
+            return fetch(
+                source.url,
+                self._download_directory(),
+                checksum=source.checksum,
+                location=location,
+                limits=self._limits,
+                check=check,
             )
 
         with self._tasks.task(f"downloading from {_host(source.url)}"):
-            side_by_side([download], 1, self._check)  # an interruption does not wait for a silent server
-        return remote_group(found[0], location, unpack=unpack)
+            remote = answer_of(download, self._check)
+        return remote_group(remote, location, unpack=unpack)
 
     def _repository(self, source: GitTree, exclude: Sequence[str], location: Location | None) -> Group:
         shown = redacted(source.url)

@@ -285,7 +285,7 @@ def find_regions(
     return None if regions == [(0, size)] else tuple(regions)
 
 
-def digest_of(file: IO[bytes], algorithm: str) -> str:
+def file_digest(file: IO[bytes], algorithm: str) -> str:
     """Return the digest of a file, in hexadecimal digits; to read holes would take longer than all else."""
     from hashlib import new  # a guest needs no digest
 

@@ -32,7 +32,7 @@ from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.client import Received, Repository
 from firebuild_bootstrap.registry.credentials import HUB
 from firebuild_bootstrap.registry.transport import Registry, Surroundings
-from firebuild_bootstrap.transfers import Job, side_by_side
+from firebuild_bootstrap.transfers import Job, answer_of, side_by_side
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted, one_line
 
@@ -189,7 +189,7 @@ class Registries:
             )
             if manifest.config.size > MAX_DOCUMENT:
                 raise InputError(f"its configuration has {counted(manifest.config.size, 'byte')}")
-            side_by_side([partial(self._fetch, sources, manifest.config, blobs, "")], 1, self.around.check)
+            answer_of(partial(self._fetch, sources, manifest.config, blobs, ""), self.around.check)
             document = parse_config(blobs.read(manifest.config.digest, MAX_DOCUMENT))
         check_image(manifest, document, platform)
         return sources, Pulled(top, manifest, document)
@@ -229,9 +229,7 @@ class Registries:
 
     def _answer(self, ask: Callable[[], T]) -> T:
         """Return what a registry answers; an interruption does not wait for one that is silent."""
-        answers: list[T] = []
-        side_by_side([lambda _: answers.append(ask())], 1, self.around.check)
-        return answers[0]
+        return answer_of(lambda _: ask(), self.around.check)
 
     def _first(self, sources: list[Repository], ask: Callable[[Repository], T]) -> tuple[list[Repository], T]:
         """Return what the first source answers, and from which on they are worth asking."""

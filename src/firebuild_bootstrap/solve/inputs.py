@@ -38,8 +38,8 @@ from firebuild_bootstrap.dockerfile.graph import (
 from firebuild_bootstrap.image.bases import Base
 from firebuild_bootstrap.image.content_store import forget_oldest, write_whole
 from firebuild_bootstrap.layers import tar
-from firebuild_bootstrap.lowering import Sent, literal
-from firebuild_bootstrap.solve.keys import Input, Parts, Place, inputs_of
+from firebuild_bootstrap.lowering import Place, Sent, literal
+from firebuild_bootstrap.solve.keys import Input, Parts, inputs_of
 
 _MAGIC: Final = b"firebuild stat index 2\n"
 _STATUS: Final = struct.Struct("<QQQQQL")

@@ -46,6 +46,7 @@ from firebuild_bootstrap.dockerfile.graph import (
     canonical,
 )
 from firebuild_bootstrap.dockerfile.operations import split_login
+from firebuild_bootstrap.lowering import Place
 from firebuild_bootstrap.values import dataclass
 
 _FORM: Final = "firebuild-3"
@@ -128,10 +129,6 @@ class StageKeys:
     steps: tuple[Parts, ...]
     chain: tuple[Parts, ...]
     key: str
-
-
-Place = tuple[int, int]
-"""Of a step: the index of its stage, and which one it is there."""
 
 
 class InputReader(Protocol):

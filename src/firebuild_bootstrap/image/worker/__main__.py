@@ -16,7 +16,7 @@ from firebuild_bootstrap.layers.apply import apply
 from firebuild_bootstrap.layers.reader import LAYER_LIMITS, NO_LIMITS, DamagedArchive, LayerReader
 from firebuild_bootstrap.layers.root import Root
 from firebuild_bootstrap.layers.tar import DIRECTORY, FILE, SYMLINK, Entry, Hashed, LayerError, write_layer
-from firebuild_bootstrap.layers.tree import Files, TreeSource, digest_of, tree_entries
+from firebuild_bootstrap.layers.tree import Files, TreeSource, file_digest, tree_entries
 
 _WORK: Final = "work"
 _BLOCK: Final = 4096
@@ -186,7 +186,7 @@ def _readonly(root: str, image: str, form: str, newest: int | None = None) -> di
 
 def _described(file: str) -> dict[str, Any]:
     with open(file, "rb") as content:
-        found = digest_of(content, "sha256")
+        found = file_digest(content, "sha256")
         return {"size": os.fstat(content.fileno()).st_size, "digest": f"sha256:{found}"}
 
 
