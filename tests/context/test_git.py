@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.context import BuildContext, Entry, FetchLimits, open_named
-from firebuild_bootstrap.context.fetch import clone
+from firebuild_bootstrap.context.git import clone
 from firebuild_bootstrap.dockerfile.graph import GitTree
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.events import Tasks

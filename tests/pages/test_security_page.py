@@ -11,7 +11,7 @@ import pytest
 from firebuild_bootstrap import programs, runs, wire
 from firebuild_bootstrap.bootstrap_settings import BootstrapSettings
 from firebuild_bootstrap.cli import stdin
-from firebuild_bootstrap.context import FetchLimits, fetch
+from firebuild_bootstrap.context import FetchLimits, downloads
 from firebuild_bootstrap.dockerfile import expansion, stages, syntax
 from firebuild_bootstrap.guest import metadata
 from firebuild_bootstrap.image import oci
@@ -111,7 +111,7 @@ LIMITS: Final = {
     },
     "a download": {
         "memory": Held(
-            (fetch._CHUNK,), ("context/test_downloads.py::test_what_comes_with_a_redirect_is_not_read",)
+            (downloads._CHUNK,), ("context/test_downloads.py::test_what_comes_with_a_redirect_is_not_read",)
         ),
         "disk": Held(
             (FETCH.total_bytes,), ("context/test_downloads.py::test_a_download_of_too_many_bytes_is_refused",)

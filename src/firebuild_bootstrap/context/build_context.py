@@ -48,7 +48,7 @@ from firebuild_bootstrap.matching import BadPattern, Pattern, has_wildcard
 from firebuild_bootstrap.removal import remove_tree
 
 if TYPE_CHECKING:
-    from firebuild_bootstrap.context.fetch import Cloned
+    from firebuild_bootstrap.context.git import Cloned
     from firebuild_bootstrap.sshagent import SshAgent
 
 _SUBDIRECTORY: Final = "the directory after the colon of #REF:DIRECTORY is one of the repository"
@@ -171,11 +171,11 @@ class FileTree:
         return ContextResource(tuple(groups))
 
     def _download(self, source: Download, location: Location | None, *, unpack: bool) -> Group:
-        from firebuild_bootstrap.context.fetch import RemoteFile, fetch, remote_group  # few builds have one
+        from firebuild_bootstrap.context.downloads import RemoteFile, download, remote_group
         from firebuild_bootstrap.transfers import answer_of
 
-        def download(check: Callable[[], None]) -> RemoteFile:
-            return fetch(
+        def fetch(check: Callable[[], None]) -> RemoteFile:
+            return download(
                 source.url,
                 self._download_directory(),
                 checksum=source.checksum,
@@ -185,7 +185,7 @@ class FileTree:
             )
 
         with self._tasks.task(f"downloading from {_host(source.url)}"):
-            remote = answer_of(download, self._check)
+            remote = answer_of(fetch, self._check)
         return remote_group(remote, location, unpack=unpack)
 
     def _repository(self, source: GitTree, exclude: Sequence[str], location: Location | None) -> Group:
@@ -399,7 +399,7 @@ def _clone(
     agent: SshAgent | None,
     check: Callable[[], None],
 ) -> Cloned:
-    from firebuild_bootstrap.context.fetch import clone  # few builds have one
+    from firebuild_bootstrap.context.git import clone  # few builds have one
     from firebuild_bootstrap.sshagent import reachable
 
     with tasks.task(f"fetching {redacted(source.url)}"), reachable(agent) as environment:
