@@ -1,11 +1,29 @@
-"""Which addresses a secret may be sent to, and by which proxy."""
+"""URLs: where they lead, whether a secret may be sent there, and by which proxy."""
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
 from contextlib import suppress
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+
+def split_url(url: str) -> SplitResult:
+    """Split a URL; what is not a URL has no parts."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
+
+
+def joined(base: str, location: str) -> str:
+    """Return where a Location leads; an empty text, which nothing is sent to, for what is not a URL."""
+    try:
+        target = urljoin(base, location)
+        urlsplit(target).port  # noqa: B018 - the port is read here
+    except ValueError:
+        return ""
+    return target
 
 
 def is_safe(url: str) -> bool:

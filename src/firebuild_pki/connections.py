@@ -21,7 +21,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager, ProxyManager, make_headers
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError, LocationParseError
+from urllib3.exceptions import HTTPError, LocationParseError, ProxyError
 
 from firebuild_pki.display import one_line
 from firebuild_pki.errors import CAError, causes
@@ -258,26 +258,50 @@ def wrapped(error: BaseException) -> list[BaseException]:
 
 
 LATE: Final = "no answer in time"
+CUT_OFF: Final = "the answer was cut off"
+NAMELESS: Final = "its name can't be looked up"
+BY_PROXY: Final = "is the proxy running, and its address right? NO_PROXY names what is reached without it"
+"""The hint where `is_of_proxy`."""
+_NO_TUNNEL: Final = "Tunnel connection failed: "  # http.client, and the status of the proxy
 
 
-def is_unusable(chain: Sequence[BaseException]) -> bool:
-    """Tell whether a connection failed because of an address that is none: it would the next time, too."""
-    return any(isinstance(cause, LocationParseError | UnusableProxy) for cause in chain)
+def is_permanent(chain: Sequence[BaseException]) -> bool:
+    """Tell whether a connection would fail for the same reason the next time; see `wrapped`."""
+    for cause in chain:
+        if isinstance(cause, LocationParseError | UnusableProxy):
+            return True
+        if isinstance(cause, socket.gaierror):
+            return cause.errno != socket.EAI_AGAIN
+        if isinstance(cause, ssl.SSLError):
+            return tls_fault(cause)[0] is not TlsFault.CUT
+    return False
+
+
+def tls_error(chain: Sequence[BaseException]) -> ssl.SSLError | None:
+    """Return the error of TLS with the server itself, if it is that; a proxy may speak TLS, too."""
+    if is_of_proxy(chain):
+        return None
+    return next((cause for cause in chain if isinstance(cause, ssl.SSLError)), None)
+
+
+def is_of_proxy(chain: Sequence[BaseException]) -> bool:
+    """Tell whether it was the proxy that was not reached, or that would not connect."""
+    return any(isinstance(cause, ProxyError) for cause in chain)
 
 
 def connection_words(chain: Sequence[BaseException]) -> str:
     """Say in a few words why a connection gave no answer; see `wrapped`."""
+    for cause in chain:
+        if isinstance(cause, UnusableProxy | LocationParseError):
+            return str(cause) if isinstance(cause, UnusableProxy) else "not a usable address"
     names = {type(cause).__name__ for cause in chain}
-    if is_unusable(chain):
-        return next(
-            (str(cause) for cause in chain if isinstance(cause, UnusableProxy)), "not a usable address"
-        )
-    if "ProxyError" in names:
-        return "the proxy in HTTPS_PROXY did not connect to it: " + _last_words(chain)
+    if is_of_proxy(chain):
+        late = any("Timeout" in name for name in names)
+        return f"no connection by the proxy of the environment: {LATE if late else _last_words(chain)}"
     if any("Timeout" in name for name in names):
         return LATE
     if "IncompleteRead" in names:
-        return "the answer was cut off"
+        return CUT_OFF
     if "BadStatusLine" in names:
         return "it does not answer in HTTP"
     return _last_words(chain)
@@ -285,8 +309,14 @@ def connection_words(chain: Sequence[BaseException]) -> str:
 
 def _last_words(chain: Sequence[BaseException]) -> str:
     for cause in chain:
+        if isinstance(cause, ssl.SSLError):
+            return tls_fault(cause)[1]
+        if isinstance(cause, socket.gaierror):
+            return NAMELESS
         if isinstance(cause, OSError) and cause.strerror and cause.errno is not None:
             return cause.strerror.lower()
+        if isinstance(cause, OSError) and str(cause).startswith(_NO_TUNNEL):
+            return f"it answered {one_line(str(cause).removeprefix(_NO_TUNNEL), 100)}"
     if any(type(cause).__name__ == "RemoteDisconnected" for cause in chain):
         return "the connection was closed without an answer"
     return "the connection failed"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -28,17 +27,20 @@ from urllib3.exceptions import HTTPError
 
 from firebuild_pki.addresses import is_safe, proxy_for
 from firebuild_pki.connections import (
+    BY_PROXY,
     LATE,
     TlsFault,
     client_context,
     close_now,
     connection_words,
-    is_unusable,
+    is_of_proxy,
+    is_permanent,
     make_pool,
     read_anchors,
     read_retry_after,
     speaks_tls,
     tls_context,
+    tls_error,
     tls_fault,
     wrapped,
 )
@@ -341,22 +343,18 @@ class HTTPClient:
     def _failed(self, error: Exception) -> HTTPFailure:
         """Explain an exception of the HTTP library; what it wraps decides."""
         chain = wrapped(error)
-        for cause in chain:
-            if isinstance(cause, ssl.SSLError):
-                fault, words = tls_fault(cause)
-                hint = self._hints.get(fault)
-                if fault is TlsFault.CUT:  # also how a server that refused looks to a write; see below
-                    hint = hint or self._hints.get(TlsFault.REFUSED)
-                return HTTPFailure(
-                    f"{self.address}: {words}", fault=fault, hint=hint, retryable=fault is TlsFault.CUT
-                )
-            if isinstance(cause, socket.gaierror):
-                words = "its name can't be looked up"
-                passing = cause.errno == socket.EAI_AGAIN
-                return HTTPFailure(f"{self.address}: {words}", hint=self._unreachable, retryable=passing)
+        if (refused_by := tls_error(chain)) is not None:
+            fault, words = tls_fault(refused_by)
+            hint = self._hints.get(fault)
+            if fault is TlsFault.CUT:  # also how a server that refused looks to a write; see below
+                hint = hint or self._hints.get(TlsFault.REFUSED)
+            return HTTPFailure(
+                f"{self.address}: {words}", fault=fault, hint=hint, retryable=fault is TlsFault.CUT
+            )
         words = connection_words(chain)
-        if is_unusable(chain):
-            return HTTPFailure(f"{self.address}: {words}", hint=self._unreachable)
+        if is_permanent(chain) or is_of_proxy(chain):
+            hint = BY_PROXY if is_of_proxy(chain) else self._unreachable
+            return HTTPFailure(f"{self.address}: {words}", hint=hint, retryable=not is_permanent(chain))
         if words != LATE and (failure := self._wants_tls()):  # HashiCorp Vault just hangs up
             return failure
         hint, refused = self._unreachable, None

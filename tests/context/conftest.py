@@ -103,6 +103,8 @@ class Handler(BaseHTTPRequestHandler):
                 for _ in range(LONG):
                     self.web.sent += self.wfile.write(bytes(1 << 20))
             self.close_connection = True
+        elif path == "/circle":
+            self._answer(302, b"", location=path)
         elif path == "/silent":
             threading.Event().wait(1)
             self.close_connection = True

@@ -54,7 +54,7 @@ from firebuild_bootstrap.machine.firecracker.settings import NetworkSettings
 from firebuild_bootstrap.matching import BadPattern, IgnorePattern, Pattern
 from firebuild_bootstrap.mmds.protocol import BadRequest, MetadataService, parse_request
 from firebuild_bootstrap.mmds.store import DataStore
-from firebuild_bootstrap.registry.answers import error_words, joined, origin_of, read_challenges, shown_url
+from firebuild_bootstrap.registry.answers import error_words, origin_of, read_challenges, shown_url
 from firebuild_bootstrap.registry.credentials import find_credentials
 from firebuild_bootstrap.registry.settings import RegistrySettings
 from firebuild_bootstrap.settings import BuildSettings
@@ -62,6 +62,7 @@ from firebuild_bootstrap.solve.remote import read_records
 from firebuild_bootstrap.sshagent import KeyAgent
 from firebuild_bootstrap.terminal import SafeStream
 from firebuild_pki import CAError, order_chain, validate
+from firebuild_pki.addresses import joined
 from firebuild_pki.documents import parse_document
 from firebuild_pki.issuing import checked_csr
 from firebuild_pki.keys import generate_key, private_key_pem

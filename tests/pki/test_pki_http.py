@@ -248,10 +248,20 @@ def test_a_proxy_is_asked_to_connect_and_its_password_is_shown_nowhere(
     backend.answers = [(403, {}, b"")]
     environ = {"HTTPS_PROXY": f"http://me:{SECRET}@127.0.0.1:{backend.port}", "NO_PROXY": "other.example"}
     error = failure(connect("https://backend.example", environ=environ, attempts=1))
-    assert "the proxy in HTTPS_PROXY did not connect to it" in error.message
+    assert error.message.endswith("no connection by the proxy of the environment: it answered 403 Forbidden")
     (connected,) = backend.requests
     assert connected[0] == "backend.example:443"
     assert connected[1]["proxy-authorization"].startswith("Basic ")
+
+
+def test_a_proxy_that_has_no_address_is_told_from_the_server(connect: Connect) -> None:
+    environ = {"HTTPS_PROXY": f"http://me:{SECRET}@proxy.invalid:3128"}
+    error = failure(connect("https://backend.example", environ=environ, attempts=1))
+    assert error.message == (
+        "https://backend.example: no connection by the proxy of the environment: its name can't be looked up"
+    )
+    assert "is the proxy running" in (error.hint or "")
+    assert SECRET not in str(error)
 
 
 @pytest.mark.parametrize(

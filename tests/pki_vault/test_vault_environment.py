@@ -122,7 +122,7 @@ def test_no_proxy_exempts(exempt: str, tunnel: tuple[str, list[str]], tls_backen
 
 def test_a_proxy_that_is_away_is_named_without_its_password(tls_backend: Backend) -> None:
     environ = {"HTTPS_PROXY": "http://me:hunter2@127.0.0.1:1"}
-    with pytest.raises(CAError, match="the proxy in HTTPS_PROXY did not connect to it") as caught:
+    with pytest.raises(CAError, match="no connection by the proxy of the environment") as caught:
         through(tls_backend, environ)
     assert "hunter2" not in "".join(traceback.format_exception(caught.value))
 

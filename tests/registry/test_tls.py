@@ -139,8 +139,11 @@ def test_a_proxy_is_asked_to_connect_and_its_password_is_not_shown(client: Clien
             client.environ["HTTPS_PROXY"] = url
             with pytest.raises(RegistryError) as caught:
                 client.registries(attempts=1).digest(Reference.parse("registry.example/web:1"))
-            assert "the proxy in HTTPS_PROXY did not connect to it" in caught.value.message
+            assert "no connection by the proxy of the environment" in caught.value.message
             assert "secret-of-the-proxy" not in str(caught.value)
+        client.environ["HTTPS_PROXY"] = "proxy.invalid:3128"
+        with pytest.raises(RegistryError, match="proxy of the environment: its name can't be looked up"):
+            client.registries(attempts=1).digest(Reference.parse("registry.example/web:1"))
         assert not proxy.requests  # it has refused CONNECT, and got nothing else
 
 

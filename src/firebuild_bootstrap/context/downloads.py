@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import http.client
 import io
 import os
-import ssl
 import tempfile
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Callable
-from email.message import Message
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Final
+from urllib.parse import quote, unquote, urlsplit
+
+from urllib3 import BaseHTTPResponse, HTTPHeaderDict
+from urllib3.exceptions import HTTPError, NewConnectionError
 
 from firebuild_bootstrap.context.archive import Archive, is_archive
 from firebuild_bootstrap.context.entries import Entry, FetchLimits, Group, checked
@@ -29,13 +28,32 @@ from firebuild_bootstrap.dockerfile.operations import file_name, redacted
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.values import dataclass
-from firebuild_pki.addresses import proxy_for
-from firebuild_pki.connections import BoundedResponse, UnusableProxy, client_context, proxy_parts
-from firebuild_pki.display import counted
+from firebuild_pki.addresses import joined, proxy_for
+from firebuild_pki.connections import (
+    BY_PROXY,
+    CUT_OFF,
+    TlsFault,
+    client_context,
+    close_now,
+    connection_words,
+    is_of_proxy,
+    make_pool,
+    tls_error,
+    tls_fault,
+    wrapped,
+)
+from firebuild_pki.display import counted, one_line
 
 _CHUNK: Final = 1024 * 1024
 _ELSEWHERE: Final = "download it into the build context, and COPY it"
 _AGAIN: Final = f"try again, or {_ELSEWHERE}"
+_UNREACHED: Final = "where only a proxy reaches it, HTTPS_PROXY and HTTP_PROXY name that"
+_TLS_REMEDIES: Final = {
+    TlsFault.CUT: _AGAIN,
+    TlsFault.ISSUER: "SSL_CERT_FILE names the file of the CAs to trust",
+}
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_MAX_REDIRECTS: Final = 10
 
 
 @dataclass(frozen=True)
@@ -90,8 +108,7 @@ def download(
         return InputError(f"{shown} can't be downloaded: {why}", hint=hint, location=location)
 
     try:
-        request = _request(urllib.parse.urlsplit(url))
-        with _opener().open(request, timeout=limits.idle_seconds) as response:
+        with _opened(url, limits.idle_seconds, failed) as response:
             deadline = clock() + limits.total_seconds
             return _store(
                 response,
@@ -103,43 +120,87 @@ def download(
                 most=limits.total_bytes,
                 check=check,
             )
-    except urllib.error.HTTPError as error:
-        with error:
-            raise failed(
-                f"the server answered {error.code} {error.reason}",
-                "is the URL right? where it needs a login, download it first and COPY it",
-            ) from error
-    except http.client.IncompleteRead as error:  # of a body in chunks, whose length nobody announced
-        raise failed("the connection broke off before the end", _AGAIN) from error
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        words = str(reason)
-        if isinstance(reason, OSError) and reason.strerror and not isinstance(reason, ssl.SSLError):
-            words = reason.strerror.lower()  # without its number
-        if proxied := _is_unreached(error) and proxy_for(url, os.environ, plain=True) is not None:
-            words = f"the proxy that the environment names did not connect to it: {words}"
-        raise failed(words or type(error).__name__, _hint(error, proxied=proxied)) from error
+    except (HTTPError, OSError) as error:  # what it wraps may hold the login
+        raise failed(*_reason(error)) from None
 
 
-def _is_unreached(error: Exception) -> bool:
-    reason = error.reason if isinstance(error, urllib.error.URLError) else None
-    return isinstance(reason, OSError) and not isinstance(reason, ssl.SSLError)
+@contextmanager
+def _opened(url: str, seconds: float, failed: Callable[..., InputError]) -> Iterator[BaseHTTPResponse]:
+    """Yield the answer at the end of redirects; its body is not read yet.
+
+    Raises:
+        InputError: the URL, or one that a redirect leads to, is not of the kind, or the answer is not 2xx.
+    """
+    address, login = _address(url, failed)
+    for _ in range(_MAX_REDIRECTS + 1):
+        with ExitStack() as opened:
+            pool = make_pool(client_context(), proxy_for(address, os.environ, plain=True))
+            opened.callback(close_now, pool)
+            response = pool.urlopen(
+                "GET",
+                address,
+                headers={"User-Agent": "firebuild", "Accept-Encoding": "identity", **login},
+                redirect=False,
+                retries=False,
+                preload_content=False,
+                decode_content=False,
+                timeout=seconds,
+            )
+            opened.callback(response.close)  # whatever is left of its body
+            location = response.headers.get("Location")
+            if response.status not in _REDIRECTS or location is None:
+                if not 200 <= response.status < 300:
+                    raise failed(
+                        f"the server answered {response.status} {one_line(response.reason or '', 80)}",
+                        "is the URL right? where it needs a login, download it first and COPY it",
+                    )
+                yield response
+                return
+        target = joined(address, location)
+        if address.startswith("https:") and not target.lower().startswith("https:"):
+            raise failed("the server redirects from https to an unprotected URL")
+        address, _ = _address(target, failed)
+        login = {}  # it is for the first server only
+    raise failed(f"the server redirects more than {_MAX_REDIRECTS} times")
 
 
-def _hint(error: Exception, *, proxied: bool) -> str | None:
-    if not isinstance(error, urllib.error.URLError):  # it was reached
-        return None
-    if isinstance(error.reason, ssl.SSLCertVerificationError):
-        return "SSL_CERT_FILE names the file of the CAs to trust"
-    if proxied:
-        return "is it running, and its address right? NO_PROXY names what is reached without it"
-    if _is_unreached(error):
-        return "where only a proxy reaches it, HTTPS_PROXY and HTTP_PROXY name that"
-    return None
+def _address(url: str, failed: Callable[..., InputError]) -> tuple[str, dict[str, str]]:
+    """Return what to ask for, and the header of the login in the URL, if there is one."""
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").encode("idna").decode()
+        port = "" if parts.port is None else f":{parts.port}"
+    except ValueError:  # which may show the login
+        raise failed("its URL is malformed") from None
+    if parts.scheme not in ("http", "https"):
+        raise failed(f"the server redirects to {one_line(parts.scheme, 20) or 'no URL'}, which is not http")
+    if not host:
+        raise failed("its URL names no host")
+    login = {}
+    if parts.username is not None:
+        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        login["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
+    bare = parts._replace(netloc=(f"[{host}]" if ":" in host else host) + port, fragment="").geturl()
+    # Spaces and the like, decoded by the Dockerfile's quoting, have to travel encoded.
+    return quote(bare, safe="%/:=&?~#+!$,;'@()*[]"), login
+
+
+def _reason(error: Exception) -> tuple[str, str | None]:
+    """Say why there is no whole answer, and what to do about it."""
+    chain = wrapped(error)
+    if (error_of_tls := tls_error(chain)) is not None:
+        fault, words = tls_fault(error_of_tls)
+        return words, _TLS_REMEDIES.get(fault)
+    words = connection_words(chain)
+    if is_of_proxy(chain):
+        return words, BY_PROXY
+    if words == CUT_OFF:
+        return words, _AGAIN
+    return words, _UNREACHED if any(isinstance(cause, NewConnectionError) for cause in chain) else None
 
 
 def _store(
-    response: http.client.HTTPResponse,
+    response: BaseHTTPResponse,
     directory: Path,
     *,
     shown: str,
@@ -154,7 +215,7 @@ def _store(
     size = 0
     descriptor, name = tempfile.mkstemp(prefix="download-", dir=directory)
     with os.fdopen(descriptor, "wb") as file:
-        while chunk := response.read1(_CHUNK):
+        while chunk := response.read1(_CHUNK, decode_content=False):
             check()
             digest.update(chunk)
             size += file.write(chunk)
@@ -162,9 +223,6 @@ def _store(
                 raise failed(f"it has more than {counted(most, 'byte')}", _ELSEWHERE)
             if late():
                 raise failed("it took too long", _ELSEWHERE)
-    announced = response.headers.get("Content-Length")
-    if announced is not None and announced.isdecimal() and int(announced) != size:
-        raise failed(f"the connection broke off after {size} of {counted(int(announced), 'byte')}", _AGAIN)
     found = f"{algorithm}:{digest.hexdigest()}"
     if checksum and found != checksum:
         raise failed(
@@ -174,98 +232,11 @@ def _store(
     return RemoteFile(shown, file_name(shown), Path(name), size, _modified(response.headers), found)
 
 
-def _modified(headers: Message) -> int:
+def _modified(headers: HTTPHeaderDict) -> int:
     try:
         return int(parsedate_to_datetime(headers.get("Last-Modified", "")).timestamp()) * 1_000_000_000
     except (ValueError, OverflowError):
         return 0
-
-
-def _request(parsed: urllib.parse.SplitResult) -> urllib.request.Request:
-    if parsed.hostname is None:
-        raise ValueError("it names no host")
-    address = parsed._replace(netloc=parsed.netloc.rpartition("@")[2], fragment="").geturl()
-    # Spaces and the like, decoded by the Dockerfile's quoting, have to travel encoded.
-    request = urllib.request.Request(urllib.parse.quote(address, safe="%/:=&?~#+!$,;'@()*[]"))  # noqa: S310
-    request.add_header("User-Agent", "firebuild")
-    if parsed.username is not None:
-        pair = f"{urllib.parse.unquote(parsed.username)}:{urllib.parse.unquote(parsed.password or '')}"
-        request.add_unredirected_header("Authorization", "Basic " + base64.b64encode(pair.encode()).decode())
-    return request
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(  # noqa: PLR0917
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        fp.close()  # or urllib reads all of its body, however much that is
-        if req.type == "https" and not newurl.lower().startswith("https:"):
-            raise urllib.error.URLError("the server redirects from https to an unprotected URL")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-class _Proxies(urllib.request.ProxyHandler):
-    """The proxies of the environment as Go's programs read it: urllib knows no networks in NO_PROXY."""
-
-    def __init__(self) -> None:
-        super().__init__({})
-
-    def http_open(self, request: urllib.request.Request) -> Any:
-        """Have the request go to its proxy; None has another handler send it."""
-        proxy = proxy_for(request.full_url, os.environ, plain=True)
-        if proxy is None:
-            return None
-        try:
-            parts = proxy_parts(proxy)
-        except UnusableProxy as error:
-            raise urllib.error.URLError(str(error)) from None
-        if parts.scheme != "http":
-            raise urllib.error.URLError("a proxy that speaks TLS is for registries only")
-        return self.proxy_open(request, parts.geturl(), request.type)
-
-    https_open = http_open
-
-
-class _Bounded(urllib.request.AbstractHTTPHandler):
-    """Makes connections whose answers begin in time."""
-
-    def do_open(self, http_class: Any, *args: Any, **kwargs: Any) -> http.client.HTTPResponse:
-        def connection(*given: Any, **named: Any) -> http.client.HTTPConnection:
-            made: http.client.HTTPConnection = http_class(*given, **named)
-            made.response_class = BoundedResponse
-            return made
-
-        return super().do_open(connection, *args, **kwargs)
-
-
-class _Plain(_Bounded, urllib.request.HTTPHandler):
-    pass
-
-
-class _TLS(_Bounded, urllib.request.HTTPSHandler):
-    pass
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """HTTP and HTTPS only, with the host's proxies: a redirect can't reach files or FTP."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        _Proxies(),
-        urllib.request.UnknownHandler(),
-        _Plain(),
-        _TLS(context=client_context()),
-        urllib.request.HTTPDefaultErrorHandler(),
-        _Redirects(),
-        urllib.request.HTTPErrorProcessor(),
-    ):
-        opener.add_handler(handler)
-    return opener
 
 
 def remote_group(remote: RemoteFile, location: Location | None, *, unpack: bool = False) -> Group:

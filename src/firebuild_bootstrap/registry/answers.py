@@ -6,10 +6,9 @@ import json
 import re
 from collections.abc import Sequence
 from typing import Final
-from urllib.parse import SplitResult, urljoin, urlsplit
 
 from firebuild_bootstrap.errors import InputError
-from firebuild_pki.addresses import is_safe
+from firebuild_pki.addresses import is_safe, split_url
 from firebuild_pki.display import one_line
 
 SLOW: Final = "try again; where it is always that slow, raise registries.timeout"
@@ -78,24 +77,6 @@ def error_words(body: bytes) -> str:
             parts = (error.get(name) for name in ("code", "message", "details", "error", "error_description"))
             texts.append(": ".join(part for part in parts if isinstance(part, str) and part))
     return one_line("; ".join(filter(None, texts)), 300)
-
-
-def split_url(url: str) -> SplitResult:
-    """Split a URL; what is not a URL has no parts."""
-    try:
-        return urlsplit(url)
-    except ValueError:
-        return urlsplit("")
-
-
-def joined(base: str, location: str) -> str:
-    """Return where a Location leads; an empty text, which nothing is sent to, for what is not a URL."""
-    try:
-        target = urljoin(base, location)
-        urlsplit(target).port  # noqa: B018 - the port is read here
-    except ValueError:
-        return ""
-    return target
 
 
 def origin_of(url: str) -> tuple[str, str | None, int | None]:

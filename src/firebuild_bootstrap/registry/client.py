@@ -21,11 +21,11 @@ from firebuild_bootstrap.registry.answers import (
     SLOW,
     RegistryError,
     is_downgrade,
-    joined,
     shown_url,
 )
 from firebuild_bootstrap.registry.transport import Readable, Registry, Response
 from firebuild_bootstrap.values import dataclass
+from firebuild_pki.addresses import joined
 from firebuild_pki.display import counted, one_line
 
 _ACCEPT: Final = {"Accept": ", ".join(ACCEPTED)}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import socket
 import ssl
 import threading
 import time
@@ -28,25 +27,27 @@ from firebuild_bootstrap.registry.answers import (
     RegistryError,
     error_words,
     is_downgrade,
-    joined,
     origin_of,
     read_challenges,
     shown_url,
-    split_url,
 )
 from firebuild_bootstrap.registry.credentials import HUB, OLD_HUB, Credentials, find_credentials
 from firebuild_bootstrap.registry.settings import RegistriesSettings, RegistrySettings, port_problem
 from firebuild_bootstrap.registry.tls import missing_issuer, tls_anchors, tls_context
 from firebuild_bootstrap.values import dataclass
-from firebuild_pki.addresses import is_safe, proxy_for
+from firebuild_pki.addresses import is_safe, joined, proxy_for, split_url
 from firebuild_pki.connections import (
+    BY_PROXY,
     LATE,
+    NAMELESS,
     TlsFault,
     close_now,
     connection_words,
-    is_unusable,
+    is_of_proxy,
+    is_permanent,
     make_pool,
     read_retry_after,
+    tls_error,
     tls_fault,
     wrapped,
 )
@@ -63,6 +64,10 @@ _LONGEST_PAUSE: Final = 60.0
 _UNREACHED: Final = (
     "is it running, and its address right? where only a proxy leads there, HTTPS_PROXY names that"
 )
+_HINTS: Final = {
+    LATE: SLOW,
+    NAMELESS: "is the name right, and this machine connected to the network?",
+}
 _STRANGER: Final = "is it the registry that answers there? `curl -v` shows what does"
 _PROGRESS: Final = 1 << 20
 _STORING: Final = 10
@@ -511,21 +516,16 @@ class Registry:
         chain = wrapped(error)
         host = urlsplit(url).netloc
         at = "" if self.is_ours(url) else f" at {one_line(host, 100)}"
-        for cause in chain:
-            if isinstance(cause, ssl.SSLError):
-                words, hint, passing = self._tls_failure(url, cause)
-                return RegistryError(f"{self.host}: {what}{at}: {words}", hint=hint, passing=passing)
-            if isinstance(cause, socket.gaierror):
-                return RegistryError(
-                    f"{self.host}: {what}{at}: its name can't be looked up",
-                    hint="is the name right, and this machine connected to the network?",
-                    passing=cause.errno == socket.EAI_AGAIN,
-                )
+        if (error_of_tls := tls_error(chain)) is not None:
+            words, hint, passing = self._tls_failure(url, error_of_tls)
+            return RegistryError(f"{self.host}: {what}{at}: {words}", hint=hint, passing=passing)
         words = connection_words(chain)
-        # Who has answered before is there.
-        hint = SLOW if words == LATE else _UNREACHED if _is_unreached(chain) else None
-        passing = not is_unusable(chain)
-        return RegistryError(f"{self.host}: {what}{at}: {words}", hint=hint, passing=passing)
+        unreached = _UNREACHED if _is_unreached(chain) else None  # who has answered before is there
+        return RegistryError(
+            f"{self.host}: {what}{at}: {words}",
+            hint=BY_PROXY if is_of_proxy(chain) else _HINTS.get(words, unreached),
+            passing=not is_permanent(chain),
+        )
 
     def _tls_failure(self, url: str, error: ssl.SSLError) -> tuple[str, str | None, bool]:
         """Return words, a hint, and whether it may be otherwise a moment later."""
