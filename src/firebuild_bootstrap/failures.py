@@ -73,17 +73,23 @@ def explained(
 
 
 def with_remedy(
-    error: StepFailed, machine: Machine, output: Sequence[str] = (), *, networked: bool = True
+    error: StepFailed,
+    machine: Machine,
+    output: Sequence[str] = (),
+    *,
+    networked: bool = True,
+    absent: Sequence[str] = (),
 ) -> StepFailed:
     """Return the error, with what to do where its reason, or what its step wrote last, is of the machine.
 
-    That is a full disk, a root file system that can't be written, or no network.
+    That is a full disk, a root file system that can't be written, or no network; else what its mounts lack.
 
     Args:
         error: as the guest reported it.
         machine: in which it happened.
         output: last lines of the step.
         networked: whether the step has the network of the machine.
+        absent: how to give what mounts of the step would take and the user has not given.
     """
     if error.hint is not None:
         return error
@@ -93,6 +99,8 @@ def with_remedy(
         error.hint = "vminit has to write there: boot the machine with `rw`, or `mount -o remount,rw /` in it"
     elif any(words in line.lower() for line in output for words in _NO_NETWORK):
         error.hint = machine.no_network() if networked else "the step has no network: it says --network=none"
+    elif absent:
+        error.hint = f"where the step needs it, give {'; '.join(absent)}"
     return error
 
 

@@ -38,7 +38,14 @@ from firebuild_bootstrap.dockerfile.graph import (
 from firebuild_bootstrap.dockerfile.operations import several_sources
 from firebuild_bootstrap.errors import InputError, InputErrors, Location
 from firebuild_bootstrap.matching import has_wildcard
-from firebuild_bootstrap.request import Secret, SecretResource, missing_agent, missing_secret
+from firebuild_bootstrap.request import (
+    Secret,
+    SecretResource,
+    agent_option,
+    missing_agent,
+    missing_secret,
+    secret_option,
+)
 from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import MAX_MESSAGE_BYTES, AnyCommand, CopyCommand, RunCommand, WorkdirCommand
 
@@ -59,6 +66,7 @@ class WireStep:
         instruction: as written, on one line; bodies of heredocs are left out.
         command: for the guest.
         resources: what it asks for, by name.
+        absent: as of `LoweredMounts`.
     """
 
     number: int
@@ -66,6 +74,7 @@ class WireStep:
     instruction: str
     command: AnyCommand
     resources: Mapping[str, Resource] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,11 +86,13 @@ class LoweredMounts:
         resources: what they ask for, by name.
         env: variables that the command has besides: those of secrets that are not given are empty, and
             SSH_AUTH_SOCK names the first ssh mount even if there is no agent, as in BuildKit.
+        absent: how to give the secrets and agents that it would take and the user has not given.
     """
 
     mounts: tuple[wire.Mount, ...] = ()
     resources: Mapping[str, Resource] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
 
 
 Place = tuple[int, int]
@@ -233,7 +244,7 @@ def _lowered(
                 chmod=copy.chmod,
                 link=copy.link,
             )
-    return WireStep(number, step.origin.location.line, step.origin.text, command, resources)
+    return WireStep(number, step.origin.location.line, step.origin.text, command, resources, mounts.absent)
 
 
 def _tree(copy: Copy) -> TreeRef:
@@ -294,7 +305,7 @@ def lower_mounts(
         for place, mount in enumerate(run.mounts, 1)
         if (lowered := lowering.one(mount, f"step-{number}-mount-{place}")) is not None
     )
-    return LoweredMounts(mounts, lowering.resources, lowering.env)
+    return LoweredMounts(mounts, lowering.resources, lowering.env, tuple(lowering.absent))
 
 
 def check_runs(
@@ -407,6 +418,7 @@ class _Lowering:
     location: Location | None
     resources: dict[str, Resource] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
 
     def one(self, mount: Mount, name: str) -> wire.Mount | None:
         """Lower a mount, whose resource is called `name`; None for one without an effect."""
@@ -460,6 +472,7 @@ class _Lowering:
         if secret is None:
             if mount.env:
                 self.env[mount.env] = ""
+            self.absent.append(secret_option(mount.id))
             return None
         self.resources[name] = SecretResource(mount.id, secret)
         return wire.SecretMount(
@@ -475,6 +488,7 @@ class _Lowering:
         if "SSH_AUTH_SOCK" not in {*self.run.env, *self.run.args}:
             self.env.setdefault("SSH_AUTH_SOCK", mount.target)
         if mount.id not in self.agents:
+            self.absent.append(agent_option(mount.id))
             return None
         return wire.SshMount(
             target=mount.target, id=mount.id, mode=mount.mode & _MODE, uid=mount.uid, gid=mount.gid

@@ -161,12 +161,24 @@ class SecretResource:
         )
 
 
+def secret_option(identifier: str) -> str:
+    """Return how a command line gives a secret, for messages."""
+    name = one_line(identifier, 80)
+    return f"--secret id={name},src=FILE or --secret id={name},env=NAME"
+
+
+def agent_option(identifier: str) -> str:
+    """Return how a command line gives an SSH agent, for messages."""
+    name = one_line(identifier, 80)
+    return f"--ssh {name} for that of SSH_AUTH_SOCK, or --ssh {name}=SOCKET or {name}=KEY"
+
+
 def missing_secret(identifier: str, location: Location | None = None) -> InputError:
     """Return the error for a secret that the RUN at `location` requires and the user has not given."""
     name = one_line(identifier, 80)
     return InputError(
         f"RUN --mount=type=secret: the secret {name} is required, and was not given",
-        hint=f"give it: --secret id={name},src=FILE or --secret id={name},env=NAME",
+        hint=f"give it: {secret_option(identifier)}",
         location=location,
     )
 
@@ -176,7 +188,7 @@ def missing_agent(identifier: str, location: Location | None = None) -> InputErr
     name = one_line(identifier, 80)
     return InputError(
         f"RUN --mount=type=ssh: the SSH agent {name} is required, and was not given",
-        hint=f"give it: --ssh {name} for that of SSH_AUTH_SOCK, or --ssh {name}=SOCKET or {name}=KEY",
+        hint=f"give it: {agent_option(identifier)}",
         location=location,
     )
 

@@ -52,6 +52,7 @@ class Work:
         agents: the user's SSH agents, by the ids in the mounts of the commands.
         steps: number, line and text of each command.
         total: steps of the whole build.
+        absent: by the number of a step, how to give what its mounts would take and the user has not given.
     """
 
     title: str = ""
@@ -62,6 +63,7 @@ class Work:
     agents: Mapping[str, SshAgent] = field(default_factory=dict)
     steps: tuple[StepInfo, ...] = ()
     total: int
+    absent: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def caches(self) -> tuple[CacheMount, ...]:
@@ -172,6 +174,7 @@ class Resolved:
             agents=self.agents,
             steps=tuple(StepInfo(step.number, step.line, step.instruction) for step in steps),
             total=self.total,
+            absent={step.number: step.absent for step in steps},
         )
 
     def _files(self, tree: TreeRef, archives: Archives, cleanup: ExitStack) -> FileTree:

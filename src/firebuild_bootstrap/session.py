@@ -192,7 +192,8 @@ class Sessions:
                 isinstance(each, RunCommand) and each.network == "none" and each.step == outcome.step
                 for each in work.commands
             )
-            error = with_remedy(outcome.error, machine, output, networked=not alone)
+            absent = work.absent.get(outcome.step, ())
+            error = with_remedy(outcome.error, machine, output, networked=not alone, absent=absent)
             raise explained(error, work.steps, work.total, self.dockerfile, output)
         if isinstance(outcome.error, GuestLost) and (silence := machine.silence()):
             raise GuestLost(outcome.error.message, hint=silence)

@@ -24,7 +24,7 @@ from firebuild_bootstrap.dockerfile.graph import (
 )
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.lowering import LoweredMounts, lower_mounts
-from firebuild_bootstrap.request import Secret
+from firebuild_bootstrap.request import Secret, agent_option, secret_option
 
 
 @pytest.fixture
@@ -101,6 +101,7 @@ def test_a_secret_is_sent_where_it_is_given_and_required_only_then(context: Buil
         wire.SshMount(target="/agent", id="default", mode=0o620, uid=5, gid=6),
     )
     assert found.env == {"N": "", "SSH_AUTH_SOCK": "/none"}
+    assert found.absent == (secret_option("none"), secret_option("none"), agent_option("none"))
     assert "hunter2" not in repr(found)
     for mount in (SecretMount("none", "/n", required=True), SshMount(target="/agent", required=True)):
         with pytest.raises(InputError) as caught:

@@ -118,6 +118,11 @@ def test_an_unterminated_heredoc_is_reported_where_it_begins(plan: Plan) -> None
     assert error.hint is not None
 
 
+@pytest.mark.parametrize("text", ["ENV A", "ENV A=1 b", "LABEL a=1 b"])
+def test_a_pair_without_its_equals_sign_comes_with_how_to_write_it(plan: Plan, text: str) -> None:
+    assert "name=value" in (error_of(plan, f"FROM scratch\n{text}\n").hint or "")
+
+
 @pytest.mark.parametrize("text", ['CMD ["a\\u0000b"]', 'RUN ["\\ud800"]', "ENV A=\0", "RUN <<E\n\0\nE"])
 def test_characters_that_no_program_can_take_are_errors(plan: Plan, text: str) -> None:
     error = error_of(plan, f"FROM scratch\n{text}\n")

@@ -101,11 +101,14 @@ def test_every_file_of_the_context_arrives_as_it_was(firebuild: Firebuild, conte
 
 
 def test_a_failing_run_shows_exit_code_line_and_last_output(firebuild: Firebuild, context: Path) -> None:
-    arguments = write(context, "FROM host\n\nRUN true\nRUN echo almost there; exit 42\n")
+    arguments = write(
+        context, "FROM host\n\nRUN true\nRUN --mount=type=secret,id=token echo almost there; exit 42\n"
+    )
     done = firebuild("rootfs", *arguments, "--tag", "t/fails:1", status=1)
     assert "exit code 42" in done.stderr
     assert "Dockerfile:4" in done.stderr
     assert "almost there" in done.stderr
+    assert "hint: where the step needs it, give --secret id=token,src=FILE" in done.stderr
     assert "t/fails" not in firebuild("images", "list").stdout
     assert firebuild.leftovers() == []
 

@@ -87,9 +87,11 @@ def test_what_a_step_says_of_its_machine_has_a_remedy(message: str, output: list
     assert bool(hint) == bool(found)
 
 
-def test_a_step_that_asked_for_no_network_is_told_so() -> None:
+def test_a_step_that_asked_for_no_network_or_lacks_a_secret_is_told_so() -> None:
     failed = with_remedy(StepFailed("x"), OneMachine(), ["Network is unreachable"], networked=False)
     assert failed.hint == "the step has no network: it says --network=none"
+    lacking = with_remedy(StepFailed("x"), OneMachine(), absent=["--secret id=a", "--ssh b"])
+    assert (lacking.hint or "").endswith("give --secret id=a; --ssh b")
     assert with_remedy(StepFailed("x", hint="y"), OneMachine(), ["No space left on device"]).hint == "y"
 
 

@@ -327,6 +327,8 @@ def _syntax_error(error: DockerfileSyntaxError, location: Location) -> InputErro
         hint = hint or "a line that continues the one before needs a \\ at its end"
     elif message == "unterminated heredoc":
         hint = "its end marker has to stand alone on a line, as in the line that begins it"
+    elif message.endswith((" must have two arguments", "of the form: name=value")):
+        hint = 'each is name=value; a value with spaces stands in quotes, as in name="a b"'
     return InputError(short(message), hint=hint, location=location)
 
 
