@@ -326,7 +326,7 @@ def test_a_heredoc_may_hold_much_but_not_anything(plan: Plan) -> None:
             "# escape=`\nFROM scratch\nCOPY <<EOF /x\n${a\nEOF\n",
             r"write \ before a $ or a quotation mark that is meant as it is",
         ),
-        ("FROM scratch\nENV A=${a:?give a quote}\n", None),
+        ('FROM scratch\nENV A="${a:?give a quote}"\n', None),
     ],
 )
 def test_a_malformed_word_is_told_its_escape_and_no_other(plan: Plan, text: str, hint: str | None) -> None:

@@ -133,7 +133,9 @@ def _read_config(path: Path | None) -> ImageConfig | None:
         document = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise InputError("expected JSON: it is nested too deeply", location=where) from error
+    except ValueError as error:
         raise InputError(f"expected JSON: {error}", location=where) from error
     if not isinstance(document, dict):
         raise InputError(f"expected a JSON object, found {document!r:.40}", location=where)
