@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
+
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.context.entries import Entry
 from firebuild_bootstrap.errors import InputError
@@ -153,8 +155,22 @@ class Host:
         return most
 
 
-def good_guest(address: str, material: TLSMaterial, directory: Path) -> None:
-    """Work through the steps of a build of files as the guest of ours does, and look at what it made."""
+class _Counting(Client):
+    """A client that knows how often it tried to connect: in a crowd it may be turned away, and comes again."""
+
+    attempts = 0
+
+    def _open(self, timeout: float, silence: float) -> grpc.Channel:
+        self.attempts += 1
+        return super()._open(timeout, silence)
+
+
+def good_guest(address: str, material: TLSMaterial, directory: Path) -> int:
+    """Work through the steps of a build of files as the guest of ours does, and look at what it made.
+
+    Returns:
+        how many of its connections came to nothing before.
+    """
     block = wire.BootstrapBlock(
         host_port=address,
         ca_chain=material.trust_pem.decode(),
@@ -164,7 +180,7 @@ def good_guest(address: str, material: TLSMaterial, directory: Path) -> None:
     )
     directory.mkdir()
     stop = Stop()
-    client = Client(block, stop)
+    client = _Counting(block, stop)
     try:
         with Root(str(directory)) as root, join(client, stop, 5.0) as host:
             Executor(root, host, stop).execute()
@@ -174,6 +190,7 @@ def good_guest(address: str, material: TLSMaterial, directory: Path) -> None:
         stop.close()
     assert (directory / "to/f").read_bytes() == FILE
     assert (directory / "w").is_dir()
+    return client.attempts - 1
 
 
 @contextlib.contextmanager
