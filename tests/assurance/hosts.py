@@ -156,7 +156,7 @@ class Host:
 
 
 class _Counting(Client):
-    """A client that knows how often it tried to connect: in a crowd it may be turned away, and comes again."""
+    """A client that knows how often it has connected: in a crowd it may be turned away, and comes again."""
 
     attempts = 0
 
