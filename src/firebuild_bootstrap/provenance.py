@@ -38,7 +38,7 @@ from firebuild_bootstrap.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.image.bases import Base
-    from firebuild_bootstrap.request import BuildRequest, Secret
+    from firebuild_bootstrap.request import BuildContextSource, BuildRequest, Secret
     from firebuild_bootstrap.resolving import Resolved
     from firebuild_bootstrap.solve.keys import Parts
 
@@ -212,12 +212,18 @@ def _contexts(request: BuildRequest, resolved: Resolved, course: Course) -> Iter
                 if isinstance(taken, Files | BindMount) and isinstance(taken.tree, ContextRef):
                     used.setdefault(taken.tree.name, set()).add(found.digest)
     for name, digests in sorted(used.items()):
-        source = request.build_contexts.get(name)
+        source: BuildContextSource | Download | None = request.build_contexts.get(name)
+        commit = resolved.contexts[name].commit
+        if not name and request.remote is not None:
+            source, commit = request.remote.source, request.remote.digest
         digest = {FILES_DIGEST: hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()}
         described: dict[str, Any] = {"name": f"context {name}" if name else "context", "digest": digest}
         if isinstance(source, GitTree):
             described["uri"] = _git_uri(source)
-            digest["gitCommit"] = resolved.contexts[name].commit
+            digest["gitCommit"] = commit
+        elif isinstance(source, Download):
+            described["uri"] = redacted(source.url)
+            algorithm, _, digest[algorithm] = commit.partition(":")
         yield described
 
 

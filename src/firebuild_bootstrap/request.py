@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from firebuild_bootstrap.context.entries import ContextPlace, Entry
 from firebuild_bootstrap.dockerfile import DockerfileSource
-from firebuild_bootstrap.dockerfile.graph import GitTree, ImageRef
+from firebuild_bootstrap.dockerfile.graph import Download, GitTree, ImageRef
 from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError, Location
 from firebuild_bootstrap.image.attestations import NONE, Attestations
 from firebuild_bootstrap.image.config import Healthcheck
@@ -38,6 +38,19 @@ BuildContextSource = Path | ImageRef | GitTree
 _FORM: Final = "id=ID, id=ID,src=FILE or id=ID,env=NAME"
 
 
+@dataclass(frozen=True)
+class RemoteContext:
+    """Where a build context was fetched from, for its provenance.
+
+    Args:
+        source: the repository, or the URL of the archive.
+        digest: the full name of the commit, or `ALGORITHM:hex` of the archive.
+    """
+
+    source: GitTree | Download
+    digest: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuildRequest:
     """What to build.
@@ -47,6 +60,7 @@ class BuildRequest:
         source: the Dockerfile itself and what to call it in messages, if it is not to be read from that path.
         context: directory that COPY and ADD read from.
         context_place: what messages call it, if not by its path.
+        remote: where the context was fetched from, if it was.
         build_contexts: what stands for images and stages of these names.
         tag: what to store the image as.
         also_tagged: more names to store it under.
@@ -78,6 +92,7 @@ class BuildRequest:
     source: DockerfileSource | None = None
     context: Path
     context_place: ContextPlace | None = None
+    remote: RemoteContext | None = None
     build_contexts: Mapping[str, BuildContextSource] = field(default_factory=dict)
     tag: Reference
     also_tagged: tuple[Reference, ...] = ()

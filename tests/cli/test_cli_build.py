@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from cli.conftest import Cli
-from firebuild_bootstrap.cli import stdin as stdin_module
+from firebuild_bootstrap.cli import given as given_module
 from firebuild_bootstrap.cli.app import app
 from firebuild_bootstrap.dockerfile.syntax import MOST_TEXT
 from firebuild_bootstrap.image.platforms import host_platform
@@ -258,7 +258,7 @@ def test_the_dockerfile_may_be_any_file_of_the_archive(cli: Cli, stdin: Callable
     stdin(archive(**web))
     done = cli("build", "-f", "none", "-", status=2)
     assert done.first == "error: none: the Dockerfile can't be read: No such file or directory"
-    assert "name its path in the archive" in done.err
+    assert "name its path in the build context on standard input" in done.err
     assert nothing_is_left(cli)
 
 
@@ -373,8 +373,8 @@ def test_a_dockerfile_in_an_archive_is_not_cut_where_it_is_too_large(
 def test_standard_input_is_read_up_to_a_limit(
     cli: Cli, stdin: Callable[[bytes], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stdin_module, "_CONTEXT_LIMIT", 2 << 20)
-    monkeypatch.setattr(stdin_module, "MOST_TEXT", 1 << 20)
+    monkeypatch.setattr(given_module, "_CONTEXT_LIMIT", 2 << 20)
+    monkeypatch.setattr(given_module, "MOST_TEXT", 1 << 20)
     stdin(archive(Dockerfile=SCRATCH, large="x" * (3 << 20)))
     refused = cli("build", "-", status=2)
     assert "on standard input is larger than 2 MiB" in refused.first
@@ -438,25 +438,6 @@ def test_devices_of_an_archive_are_left_out_with_a_warning(cli: Cli, stdin: Call
     stdin(out.getvalue())
     done = cli("build", "-q", *TAR, "-")
     assert done.err == "warning: device nodes of the build context were left out: 1, for example 'null'\n"
-
-
-@pytest.mark.parametrize(
-    ("context", "what"),
-    [
-        ("https://user:secret@x.example/c.tar.gz", "a URL"),
-        ("http://x.example/Dockerfile", "a URL"),
-        ("https://x.example/a.git#main:dir", "a git repository"),
-        ("git@x.example:a/b", "a git repository"),
-        ("git://x.example/a", "a git repository"),
-        ("github.com/a/b", "a git repository"),
-    ],
-)
-def test_contexts_that_docker_would_fetch_are_refused_by_their_kind(
-    cli: Cli, context: str, what: str
-) -> None:
-    done = cli("build", context, status=2)
-    assert done.first == f"error: {what} as the build context is not supported yet"
-    assert "secret" not in done.err
 
 
 def test_the_context_is_given_once(cli: Cli) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from firebuild_bootstrap import programs, runs, wire
 from firebuild_bootstrap.bootstrap_settings import BootstrapSettings
-from firebuild_bootstrap.cli import stdin
+from firebuild_bootstrap.cli import given
 from firebuild_bootstrap.context import FetchLimits, downloads
 from firebuild_bootstrap.dockerfile import expansion, stages, syntax
 from firebuild_bootstrap.guest import metadata
@@ -106,7 +106,7 @@ LIMITS: Final = {
     },
     "a build context": {
         "disk": Held(
-            (stdin._CONTEXT_LIMIT,), ("cli/test_cli_build.py::test_standard_input_is_read_up_to_a_limit",)
+            (given._CONTEXT_LIMIT,), ("cli/test_cli_build.py::test_standard_input_is_read_up_to_a_limit",)
         ),
     },
     "a download": {

@@ -563,23 +563,3 @@ def translated_output(text: str, *, paths: bool) -> tuple[str, bool]:
     stdout = "dest=-" in rest
     kept = [member for member in rest if member != "dest=-"]
     return ",".join(("dir" if kind == "local" else kind, *kept)), stdout
-
-
-def complain_about_remote(context: str) -> None:
-    """Refuse a build context that Docker would fetch.
-
-    Raises:
-        InputError: it is a URL, or a repository.
-    """
-    # What docker takes for a remote context: https://docs.docker.com/build/concepts/context/#remote-context
-    git = context.startswith(("git://", "git@", "ssh://", "github.com/")) or context.partition("#")[
-        0
-    ].endswith(".git")
-    if git:
-        remedy = "`git clone` it, and build in the clone"
-    elif context.startswith(("http://", "https://")):
-        remedy = "download it; an archive or a Dockerfile is then `firebuild build - < FILE`"
-    else:
-        return
-    what = "a git repository" if git else "a URL"
-    raise InputError(f"{what} as the build context is not supported yet", hint=remedy)

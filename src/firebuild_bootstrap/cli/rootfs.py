@@ -16,7 +16,6 @@ from firebuild_bootstrap.cli.accounting import attest_options, attested_digests,
 from firebuild_bootstrap.cli.display import PROGRESS, Progress, make_renderer, read_progress
 from firebuild_bootstrap.cli.docker import (
     DockerCommand,
-    complain_about_remote,
     docker_options,
 )
 from firebuild_bootstrap.cli.options import (
@@ -37,8 +36,8 @@ from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.cli.failure import Interrupts
+    from firebuild_bootstrap.cli.given import Given
     from firebuild_bootstrap.cli.shell import TerminalShell
-    from firebuild_bootstrap.cli.stdin import Given
     from firebuild_bootstrap.dockerfile.graph import ImageRef
     from firebuild_bootstrap.events import EventSink
     from firebuild_bootstrap.home import Home
@@ -346,8 +345,8 @@ def _build(options: _Options) -> None:
     with interrupts.installed(), ExitStack() as cleanup:
         from firebuild_bootstrap.build import build_image
         from firebuild_bootstrap.cli.failure import error_first
+        from firebuild_bootstrap.cli.given import given
         from firebuild_bootstrap.cli.output import as_text, image_document, write_atomically
-        from firebuild_bootstrap.cli.stdin import given
 
         chosen = {"ca.provider": options.ca, "machine.driver": options.machine}
         settings = settings_from(
@@ -356,8 +355,17 @@ def _build(options: _Options) -> None:
         home = home_from(settings, check=interrupts.check, writable=True, pull=read_policy(options.pull))
         cleanup.enter_context(closing(home))
         wanted = _wanted(options, home, settings)
-        source = cleanup.enter_context(given(options.context, options.dockerfile, home))
-        request = _request(options, wanted, source, home, settings)
+        agents = _agents(options.agents)
+        source = cleanup.enter_context(
+            given(
+                options.context,
+                options.dockerfile,
+                home,
+                agent=agents.get("default"),  # as in BuildKit
+                say=lambda text: None if options.quiet else click.echo(f"{text} …", err=True),
+            )
+        )
+        request = _request(options, wanted, source, home, settings, agents=agents)
         if options.check or options.call == "check":
             _check(request, home)
             return
@@ -436,8 +444,6 @@ def _wanted(options: _Options, home: Home, settings: BuildSettings) -> _Wanted:
     from firebuild_bootstrap.image.names import Reference
     from firebuild_bootstrap.image.outputs import Compression, OutputType
 
-    if options.context != "-" and not os.path.exists(options.context):
-        complain_about_remote(options.context)
     _check_platforms(options.platforms)
     tags = tuple(map(Reference.parse_tag, options.tags)) or (_untagged(),)
     outputs, to_stdout = read_outputs(options.outputs, paths=options.paths_as_outputs)
@@ -501,7 +507,13 @@ def _check_destinations(
 
 
 def _request(
-    options: _Options, wanted: _Wanted, source: Given, home: Home, settings: BuildSettings
+    options: _Options,
+    wanted: _Wanted,
+    source: Given,
+    home: Home,
+    settings: BuildSettings,
+    *,
+    agents: dict[str, SshAgent],
 ) -> BuildRequest:
     from firebuild_bootstrap.dockerfile import parse_assignments
     from firebuild_bootstrap.request import BuildRequest, read_secrets
@@ -513,12 +525,13 @@ def _request(
         source=source.source,
         context=source.context,
         context_place=source.context_place,
+        remote=source.remote,
         build_contexts=_build_contexts(options.build_contexts, home),
         tag=wanted.tags[0],
         also_tagged=wanted.tags[1:],
         build_args=build_args,
         secrets=read_secrets(options.secrets, os.environ),
-        agents=_agents(options.agents),
+        agents=agents,
         labels={name: value or "" for name, value in labels.items()},
         target=options.target,
         no_cache=options.no_cache,

@@ -432,20 +432,50 @@ def open_named(
     """
     commit = ""
     if isinstance(source, GitTree):
-        location = Location(f"--build-context {name}")
-        cloned = _clone(source, downloads(), location, FetchLimits(), tasks=tasks, agent=agent, check=check)
-        commit = cloned.commit
-        # Resolved inside the repository, whatever links are in it.
-        with closing(ContextRoot(cloned.path)) as inside:
-            try:
-                node = inside.resolve(source.subdirectory.split("/"), lambda _: True)
-            except OSError as error:
-                raise InputError(
-                    f"--build-context {name}: {source.subdirectory!r:.200} is not in {redacted(source.url)}",
-                    hint=_SUBDIRECTORY,
-                ) from error
-        source = cloned.path.joinpath(*node.parts)
+        fetched = fetch_repository(
+            source, Location(f"--build-context {name}"), downloads(), tasks, agent=agent, check=check
+        )
+        source, commit = fetched.path, fetched.commit
     return BuildContext(source, name=name, downloads=downloads, tasks=tasks, commit=commit, check=check)
+
+
+def fetch_repository(
+    source: GitTree,
+    location: Location | None,
+    directory: Path,
+    tasks: Tasks,
+    *,
+    agent: SshAgent | None,
+    check: Callable[[], None],
+) -> Cloned:
+    """Fetch the repository of a build context; see `git.clone`.
+
+    Args:
+        source: the repository, and the directory in it that is wanted.
+        location: of its option, for errors.
+        directory: an existing directory, where a new one is made for it.
+        tasks: receives the progress.
+        agent: the SSH agent of git; that of the environment by default.
+        check: what it raises ends git.
+
+    Returns:
+        the wanted directory, and the commit.
+
+    Raises:
+        InputError: it can't be fetched, or the directory is not in it.
+    """
+    cloned = _clone(source, directory, location, FetchLimits(), tasks=tasks, agent=agent, check=check)
+    # Resolved inside the repository, whatever links are in it.
+    with closing(ContextRoot(cloned.path)) as inside:
+        try:
+            node = inside.resolve(source.subdirectory.split("/"), lambda _: True)
+        except OSError as error:
+            raise InputError(
+                f"{source.subdirectory!r:.200} is not in {redacted(source.url)}",
+                hint=_SUBDIRECTORY,
+                location=location,
+            ) from error
+    return replace(cloned, path=cloned.path.joinpath(*node.parts))
 
 
 def _host(url: str) -> str:

@@ -45,7 +45,7 @@ from firebuild_pki.connections import (
 from firebuild_pki.display import counted, one_line
 
 _CHUNK: Final = 1024 * 1024
-_ELSEWHERE: Final = "download it into the build context, and COPY it"
+_ELSEWHERE: Final = "download it another way, and build with the file"
 _AGAIN: Final = f"try again, or {_ELSEWHERE}"
 _UNREACHED: Final = "where only a proxy reaches it, HTTPS_PROXY and HTTP_PROXY name that"
 _TLS_REMEDIES: Final = {
@@ -152,7 +152,7 @@ def _opened(url: str, seconds: float, failed: Callable[..., InputError]) -> Iter
                 if not 200 <= response.status < 300:
                     raise failed(
                         f"the server answered {response.status} {one_line(response.reason or '', 80)}",
-                        "is the URL right? where it needs a login, download it first and COPY it",
+                        f"is the URL right? where it needs a login, {_ELSEWHERE}",
                     )
                 yield response
                 return
