@@ -218,7 +218,7 @@ def test_commands_that_are_called_otherwise_here_work(cli: Cli) -> None:
     assert [row.split()[0] for row in cli("images", "ls").out.splitlines()[1:]] == [
         "a:latest", "b:latest", "c:1", "d:latest",
     ]  # fmt: skip
-    assert cli("image", "ls").out == cli("images", "list").out
+    assert cli("image", "ls").out == cli("images").out == cli("images", "list").out
     assert json.loads(cli("inspect", "c:1").out)["tag"] == "c:1"
     assert cli("rmi", "-f", "a", "b").out == "removed a:latest\nremoved b:latest\n"
     assert cli("image", "rm", "c:1").out == "removed c:1\n"

@@ -78,7 +78,7 @@ def pipe_without_reader() -> int:
     return writing
 
 
-@pytest.mark.parametrize("group", [[], ["base"], ["images"], ["config"]])
+@pytest.mark.parametrize("group", [[], ["base"], ["cache"], ["config"]])
 def test_a_command_that_is_left_out_is_bad_input_and_the_help_says_which_there_are(
     cli: Cli, group: list[str]
 ) -> None:

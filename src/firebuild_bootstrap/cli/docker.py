@@ -524,6 +524,8 @@ class Commands(click.Group):
     def _translated(self, args: list[str], *, top: bool) -> list[str]:
         if args[0] in _ALIASES_BELOW and not top:
             return [_ALIASES_BELOW[args[0]], *args[1:]]
+        if top and args == ["images"]:
+            return ["images", "list"]
         for length in (2, 1) if top else ():
             if (found := _ALIASES.get(tuple(args[:length]))) is not None:
                 return [*found, *args[length:]]
