@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         SettingsError,
         UnsupportedOperation,
     )
-    from firebuild_pki.grpc_credentials import guest_chain_problem
+    from firebuild_pki.grpc_credentials import GUEST_CHAIN_HINT, guest_chain_problem
     from firebuild_pki.guarded import check_settings
     from firebuild_pki.hookspecs import hookimpl
     from firebuild_pki.keys import KeyType
@@ -91,7 +91,7 @@ _HOMES = {
         "SettingsError",
         "UnsupportedOperation",
     ),
-    "grpc_credentials": ("guest_chain_problem",),
+    "grpc_credentials": ("GUEST_CHAIN_HINT", "guest_chain_problem"),
     "guarded": ("check_settings",),
     "hookspecs": ("hookimpl",),
     "keys": ("KeyType",),
@@ -133,6 +133,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "API_VERSION",
+    "GUEST_CHAIN_HINT",
     "Authority",
     "AuthorityClosed",
     "CAError",

@@ -5,18 +5,19 @@ from __future__ import annotations
 import re
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import SignatureAlgorithmOID
 
 from firebuild_pki.errors import MaterialError
-from firebuild_pki.keys import CURVES, MLDSAPublicKey, kind_of_key
+from firebuild_pki.keys import CURVES, LEAF_CURVES, MLDSAPublicKey, kind_of_key
 from firebuild_pki.wrapping import one_text
 from firebuild_pki.x509 import fingerprint, to_pem
 
@@ -43,6 +44,15 @@ _HASHES: Final = frozenset({"sha256", "sha384", "sha512"})
 _EC_PARAMETERS: Final = bytes.fromhex(
     "06072a8648ce3d0201"
 )  # id-ecPublicKey, before its parameters (RFC 5480)
+_PSS: Final = {  # RFC 4055 section 3.1; with other parameters TLS does not know it (RFC 8446 section 4.2.3)
+    name: bytes.fromhex(
+        f"304106092a864886f70d01010a3034a00f300d060960864801650304020{number}0500a11c301a06092a864886f70d010108"
+        f"300d060960864801650304020{number}0500a2030201{size:02x}"
+    )
+    for name, number, size in (("sha256", 1, 32), ("sha384", 2, 48), ("sha512", 3, 64))
+}
+_MAX_EXPONENT_BITS: Final = 33
+"""BoringSSL reads no RSA key with a larger public exponent."""
 _MAX_PATHS: Final = 64
 _MAX_LINKS: Final = 1_000
 _quiet = threading.RLock()
@@ -108,6 +118,28 @@ def _parse_extensions(certificates: Iterable[x509.Certificate]) -> None:
     for certificate in certificates:
         with suppress(Exception):  # what is broken is told to whoever asks for it
             _ = certificate.extensions
+
+
+def unreadable_part(certificate: x509.Certificate) -> tuple[str, Exception] | None:
+    """Tell which part of a certificate cannot be read, and why. Each is parsed on its first use.
+
+    Returns:
+        The part and what its parser says; None if all can be read.
+    """
+    parts: dict[str, Callable[[], object]] = {
+        "subject": lambda: certificate.subject,
+        "issuer": lambda: certificate.issuer,
+        "validity": lambda: (certificate.not_valid_before_utc, certificate.not_valid_after_utc),
+        "public key": certificate.public_key,
+        "extensions": lambda: certificate.extensions,
+    }
+    for part, parse in parts.items():
+        try:
+            with quiet_parsing():
+                parse()
+        except Exception as error:  # untrusted input, and each parser fails with exceptions of its own
+            return part, error
+    return None
 
 
 def serial_of(certificate: x509.Certificate) -> int:
@@ -274,7 +306,7 @@ class Links:
                 return MaterialError(f"{describe(end)} {problem}", hint=hint)
             for one in (*anchors, *pool):
                 problem = self.problem(end, one) if one.subject == end.issuer and one != end else None
-                if problem not in {None, _OTHER_KEY}:  # another key under the same name is another CA
+                if problem not in {None, OTHER_KEY}:  # another key under the same name is another CA
                     return MaterialError(f"{describe(end)} does not lead to {describe(one)}: {problem}")
                 if spelling := spelling_problem(end, one):
                     return spelling
@@ -316,6 +348,15 @@ def signature_problem(certificate: x509.Certificate) -> str | None:
     if oid not in _SIGNATURES or algorithm is None or algorithm.name not in _HASHES:
         accepted = "ECDSA and RSA with SHA-256, SHA-384 or SHA-512, and ML-DSA"
         return f"is signed with {oid._name}; accepted are {accepted}"
+    if (
+        oid == SignatureAlgorithmOID.RSASSA_PSS
+        and _PSS[algorithm.name] not in certificate.tbs_certificate_bytes
+    ):
+        size = algorithm.digest_size
+        return (
+            f"is signed with RSA-PSS whose parameters TLS does not accept: a salt of {size} bytes, as long "
+            "as the hash, and MGF1 with that hash (-sigopt rsa_pss_saltlen:digest of openssl)"
+        )
     return None
 
 
@@ -342,26 +383,64 @@ def key_problem(certificate: x509.Certificate) -> str | None:
         key = certificate.public_key()
     except (ValueError, UnsupportedAlgorithm) as error:
         return f"has a public key that cannot be read: {error_message(error)}"
-    if isinstance(key, rsa.RSAPublicKey) and key.key_size < MIN_RSA_BITS:
-        return f"has an RSA key of {key.key_size} bits; {MIN_RSA_BITS} are the least that is accepted"
-    if isinstance(key, ec.EllipticCurvePublicKey):
-        if _EC_PARAMETERS + b"\x30" in certificate.tbs_certificate_bytes:
-            return "spells out the parameters of its elliptic curve, where TLS accepts the curve's name only"
-        if key.curve.name not in CURVES:
-            return f"has a key on the curve {key.curve.name}; accepted are {', '.join(CURVES.values())}"
-    if isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey | MLDSAPublicKey):
+    if isinstance(key, MLDSAPublicKey):
         return None
-    return f"has a key of the kind {kind_of_key(key)}; accepted are EC, RSA and, for CAs, ML-DSA"
+    if not isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
+        return f"has a key of the kind {kind_of_key(key)}; accepted are EC, RSA and, for CAs, ML-DSA"
+    kind = _rsa_problem(key) if isinstance(key, rsa.RSAPublicKey) else _ec_problem(key, certificate)
+    if kind is None and all(form not in certificate.tbs_certificate_bytes for form in _forms_of_key(key)):
+        return f"has a public key ({kind_of_key(key)}) in a form that TLS does not read"
+    return kind
 
 
-_OTHER_KEY: Final = "the signature is of another key"
+def _rsa_problem(key: rsa.RSAPublicKey) -> str | None:
+    if key.key_size < MIN_RSA_BITS:
+        return f"has an RSA key of {key.key_size} bits; {MIN_RSA_BITS} are the least that is accepted"
+    if key.public_numbers().e.bit_length() > _MAX_EXPONENT_BITS:
+        return f"has an RSA key whose public exponent has more than {_MAX_EXPONENT_BITS} bits; 65537 is usual"
+    return None
+
+
+def _ec_problem(key: ec.EllipticCurvePublicKey, certificate: x509.Certificate) -> str | None:
+    if _EC_PARAMETERS + b"\x30" in certificate.tbs_certificate_bytes:
+        return "spells out the parameters of its elliptic curve, where TLS accepts the curve's name only"
+    if key.curve.name not in CURVES:
+        return f"has a key on the curve {key.curve.name}; accepted are {', '.join(CURVES.values())}"
+    return None
+
+
+def _forms_of_key(key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey) -> Iterator[bytes]:
+    yield key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    if isinstance(
+        key, ec.EllipticCurvePublicKey
+    ):  # compressed (RFC 5480 section 2.2); nobody reads hybrid ones
+        point = key.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint)
+        yield bytes((0x03, len(point) + 1, 0)) + point
+
+
+def leaf_key_problem(certificate: x509.Certificate) -> str | None:
+    """Tell why the key of a server or guest is not accepted; None if it is. CAs may have more kinds."""
+    problem = key_problem(certificate)
+    if problem is not None:
+        return problem
+    key = certificate.public_key()
+    if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name not in LEAF_CURVES:
+        curves = " and ".join(LEAF_CURVES.values())
+        found = CURVES[key.curve.name]
+        return f"has a key on the curve {found}; gRPC accepts {curves} at the ends of a connection"
+    if isinstance(key, MLDSAPublicKey):
+        return f"has a key of the kind {kind_of_key(key)}, which only CAs may have; accepted are EC and RSA"
+    return None
+
+
+OTHER_KEY: Final = "the signature is of another key"
 
 
 def _link_problem(below: x509.Certificate, above: x509.Certificate) -> str | None:
     problem = claim_problem(below, above)
     if problem is not None:
         return problem
-    return identifier_problem(below, above) if _signed_by(below, above) else _OTHER_KEY
+    return identifier_problem(below, above) if _signed_by(below, above) else OTHER_KEY
 
 
 def claim_problem(below: x509.Certificate, above: x509.Certificate) -> str | None:

@@ -15,6 +15,13 @@ MAX_GUEST_CHAIN: Final = 8400
 for which its core has a buffer of 17 KiB, and breaks the connection off if they do not fit (gRPC 1.85)."""
 
 
+GUEST_CHAIN_HINT: Final = (
+    "let the CA that signs be the trust anchor itself (with the provider file: name it in anchors); "
+    "of CAs with ML-DSA-44 one intermediate fits, of those with ML-DSA-65 and ML-DSA-87 none"
+)
+"""What to do about a `guest_chain_problem`."""
+
+
 def server_credentials(material: TLSMaterial) -> grpc.ServerCredentials:
     """Make credentials for ``server.add_secure_port`` that demand a client certificate."""
     return grpc.ssl_server_credentials(

@@ -43,6 +43,7 @@ with _quiet_core():
     import grpc
 
     from firebuild_pki.grpc_credentials import (
+        GUEST_CHAIN_HINT,
         channel_credentials,
         channel_options,
         guest_chain_problem,
@@ -168,10 +169,10 @@ def _failure(
     who = f"the mutual TLS handshake of {server.identity} (server) and {guest.identity} (guest) failed"
     if call.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return MaterialError(f"{who}: no answer within {timeout.total_seconds():g} s")
-    reason = guest_chain_problem(guest)
-    if reason is None:
-        older = any(map(_is_too_new_for_ssl, (server, guest)))
-        reason = (_explained if older else _refusal)(server, guest, anonymous)
+    if reason := guest_chain_problem(guest):
+        return MaterialError(f"{who}: {reason}", hint=GUEST_CHAIN_HINT)
+    older = any(map(_is_too_new_for_ssl, (server, guest)))
+    reason = (_explained if older else _refusal)(server, guest, anonymous)
     return MaterialError(f"{who}: {reason or f'gRPC says: {call.details()}'}")
 
 

@@ -19,6 +19,9 @@ from firebuild_pki.errors import CAError
 CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
 """The curves that path validation accepts, and what people call them."""
 
+LEAF_CURVES = {name: CURVES[name] for name in ("secp256r1", "secp384r1")}
+"""Those that gRPC accepts in the certificates of server and guest."""
+
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 """What server and guest may have."""
 
@@ -92,6 +95,11 @@ def kind_of_key(key: PublicKeyTypes) -> str:
         return f"EC {CURVES.get(key.curve.name, key.curve.name)}"
     kind = type(key).__name__.strip("_").removesuffix("PublicKey")
     return re.sub(r"^MLDSA(\d+)$", r"ML-DSA-\1", kind)
+
+
+def is_unknown(error: BaseException) -> bool:
+    """Tell whether reading a private key failed as its kind, or how it is encrypted, is not known here."""
+    return isinstance(error, UnsupportedAlgorithm) or "unknown" in str(error).lower()
 
 
 # id-ml-dsa-44 and the two after it, in the PKCS#8 of RFC 9881 section 6: the form "both", seed first
@@ -194,7 +202,7 @@ def make_ca_keys(key_type: CAKeyType, count: int) -> list[CAPrivateKey]:
 
 def is_usable(key: PrivateKey) -> bool:
     """Tell whether a gRPC handshake works with a leaf that has this key: P-256, P-384 or RSA."""
-    return not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name in ("secp256r1", "secp384r1")
+    return not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name in LEAF_CURVES
 
 
 def private_key_pem(key: CAPrivateKey) -> bytes:

@@ -6,7 +6,7 @@ import codecs
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from shlex import quote
 
@@ -223,7 +223,7 @@ def blocks_in(source: Source, data: bytes, wanted: frozenset[str], expected: str
     """
     found = blocks_of(data)
     matching = [block for block in found if block.label in wanted]
-    if not found or len(found) < len(_BEGIN.findall(data)):
+    if not found or is_cut_off(data, found):
         foreign = named(data)
     elif any(b"\\n" in block.pem for block in matching or found):
         foreign = ESCAPED
@@ -246,6 +246,11 @@ def blocks_of(data: bytes) -> list[Block]:
     return found
 
 
+def is_cut_off(data: bytes, found: Sequence[Block]) -> bool:
+    """Tell whether there is a BEGIN line without its END behind the blocks that `blocks_of` found."""
+    return len(found) < len(_BEGIN.findall(data))
+
+
 def labelled(label: str) -> Foreign:
     """Say what a PEM block with this label is."""
     return _LABELS.get(label, Foreign(f'a PEM block called "{label}"'))
@@ -254,6 +259,11 @@ def labelled(label: str) -> Foreign:
 def _instead(source: Source, expected: str, found: Foreign) -> CAError:
     remedy = found.remedy and found.remedy.replace("{file}", source.quoted)
     return source.wrong(f"expected {expected} in PEM, found {found.name}", remedy)
+
+
+def reencrypt_hint(source: Source) -> str:
+    """Name the command for a private key whose encryption is not known here."""
+    return f"encrypt it again: openssl pkcs8 -topk8 -v2 aes-256-cbc -in {source.quoted} -out new.key"
 
 
 _SWAPPED_KEY = "has this file been swapped with that of the certificate?"
@@ -266,6 +276,8 @@ ESCAPED = Foreign(
     r'a PEM block whose ends of lines are written as "\n", as in JSON',
     'write them as such: printf %b "$(cat {file})" > file.pem',
 )
+
+CUT_OFF = Foreign("a PEM block without its END line", "the file was cut off: copy it again")
 
 _LABELS = {
     **dict.fromkeys(KEY_LABELS, Foreign("a private key", _SWAPPED_KEY)),
@@ -291,7 +303,7 @@ _LABELS = {
 def named(data: bytes) -> Foreign:
     """Say what a file is that holds no complete PEM block, by its first bytes."""
     if _BEGIN.search(data):
-        return Foreign("a PEM block without its END line", "the file was cut off: copy it again")
+        return CUT_OFF
     for start, foreign in _BEGINNINGS.items():
         if data.lstrip().startswith(start):
             return foreign

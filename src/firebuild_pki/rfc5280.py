@@ -39,6 +39,13 @@ _PROCESSED: Final = frozenset(
         *_ABOUT_POLICIES,
     }
 )
+# TLS libraries read few extensions of an anchor; path validation lets these pass there.
+_OF_ANCHORS: Final = _PROCESSED | {
+    ExtensionOID.AUTHORITY_KEY_IDENTIFIER,
+    ExtensionOID.SUBJECT_KEY_IDENTIFIER,
+    ExtensionOID.AUTHORITY_INFORMATION_ACCESS,
+}
+_ANY_POLICY: Final = bytes.fromhex("0604551d2000")
 
 
 def has_only_dns_names(leaf: x509.Certificate) -> bool:
@@ -135,7 +142,7 @@ def _by_kind(bases: Iterable[x509.GeneralName] | None) -> dict[type, list[x509.G
 
 
 def authority_problem(chain: Chain, usage: x509.ObjectIdentifier) -> str | None:
-    """Hold the CAs of a path against what a CA must be; return what is wrong, or None.
+    """Hold a path against what TLS libraries demand of its CAs; return what is wrong, or None.
 
     Args:
         chain: the path.
@@ -146,10 +153,8 @@ def authority_problem(chain: Chain, usage: x509.ObjectIdentifier) -> str | None:
 
 def _authority_problems(chain: Chain, usage: x509.ObjectIdentifier) -> Iterator[str]:
     for certificate in (*chain.certificates, chain.anchor):
-        for extension in certificate.extensions:
-            if extension.critical and extension.oid not in _PROCESSED:
-                oid = extension.oid.dotted_string
-                yield f"{describe(certificate)} has the critical extension {oid}, which is unknown"
+        if problem := extension_problem(certificate, is_anchor=certificate is chain.anchor):
+            yield problem
     between = 0  # CAs below, those that only renew a key aside (section 6.1.4 l)
     for ca in chain.authorities:
         constraints = extension_of(ca, x509.BasicConstraints)
@@ -160,10 +165,48 @@ def _authority_problems(chain: Chain, usage: x509.ObjectIdentifier) -> Iterator[
         allowed = extension_of(ca, x509.KeyUsage)
         if allowed is not None and not allowed.key_cert_sign:
             yield f"the key usage of {describe(ca)} does not allow signing certificates"
+        # OpenSSL and BoringSSL want the very usage: anyExtendedKeyUsage is none to them, but in an anchor
+        accepted = {usage} if ca is not chain.anchor else {usage, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE}
         purposes = extension_of(ca, x509.ExtendedKeyUsage)
-        if purposes is not None and not {usage, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE} & {*purposes}:
+        if purposes is not None and accepted.isdisjoint(purposes):
             yield f"the extended key usage of {describe(ca)} forbids this kind of leaf"
         between += ca.subject != ca.issuer
+
+
+def extension_problem(certificate: x509.Certificate, *, is_anchor: bool = False) -> str | None:
+    """Tell why TLS libraries refuse a certificate for one of its extensions alone; None if they do not.
+
+    Args:
+        certificate: a leaf or a CA.
+        is_anchor: whether it is the trust anchor, of which they read less.
+    """
+    for extension in certificate.extensions:
+        if extension.critical and extension.oid not in (_OF_ANCHORS if is_anchor else _PROCESSED):
+            oid, whose = extension.oid.dotted_string, describe(certificate)
+            if extension.oid in _OF_ANCHORS:
+                return f"{whose} has the extension {oid} as a critical one, which it must not be"
+            return f"{whose} has the critical extension {oid}, which is unknown"
+        problem = _form_problem(certificate, extension.value, is_anchor=is_anchor)
+        if problem is not None:
+            return f"{describe(certificate)} {problem}"
+    return None
+
+
+def _form_problem(certificate: x509.Certificate, value: x509.ExtensionType, *, is_anchor: bool) -> str | None:
+    if isinstance(value, x509.NameConstraints):
+        # cryptography drops minimum and maximum, which nobody understands (section 4.2.1.10)
+        as_read = value.public_bytes() in certificate.tbs_certificate_bytes
+        return None if as_read else "has name constraints with a minimum or a maximum"
+    if is_anchor:  # section 6.1 has nothing to say of its policies
+        return None
+    if isinstance(value, x509.CertificatePolicies):
+        found = [one.policy_identifier.dotted_string for one in value]
+        if len(set(found)) < max(len(found), 1):
+            return "names a policy twice" if found else "has an empty list of policies"
+    is_mapping = value.oid == ExtensionOID.POLICY_MAPPINGS  # which cryptography does not parse
+    if is_mapping and isinstance(value, x509.UnrecognizedExtension) and _ANY_POLICY in value.value:
+        return "maps anyPolicy, or to it"  # section 4.2.1.5
+    return None
 
 
 def has_critical_policies(chain: Chain) -> bool:

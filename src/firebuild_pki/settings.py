@@ -194,6 +194,8 @@ class SecretRef(Settings):
                     f"expected a secret in {where}, but it is not set",
                     hint="export it, or refer to a file: {file: PATH}",
                 )
+            if not secret.isascii() and any("\ud800" <= one <= "\udfff" for one in secret):  # PEP 383
+                raise _not_text(where)
         else:
             where = f"the file {self.file}"
             secret = self._read(where)
@@ -212,16 +214,20 @@ class SecretRef(Settings):
                 hint="let this user read it, or refer to a variable: {env: NAME}",
             ) from error
         except UnicodeDecodeError:
-            raise SecretError(
-                f"expected a secret in {where}, but it is not UTF-8 text",
-                hint="write the secret alone into it, as text",
-            ) from None
+            raise _not_text(where) from None
         if len(data) > _MAX_SECRET:
             raise SecretError(
                 f"expected a secret in {where}, but it has more than {_MAX_SECRET} bytes",
                 hint="write the secret alone into it, as text",
             )
         return text.removesuffix("\n").removesuffix("\r")
+
+
+def _not_text(where: str) -> SecretError:
+    return SecretError(
+        f"expected a secret in {where}, but it is not UTF-8 text",
+        hint="write the secret alone into it, as text",
+    )
 
 
 def _must_lead_somewhere(value: Any, kind: str) -> Any:

@@ -7,6 +7,7 @@ working, unless TLS refuses what they find anyway. What is harmless is a remark,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -37,7 +38,7 @@ from firebuild_pki.chain import (
     error_message,
     extension_of,
     identifier_problem,
-    key_problem,
+    leaf_key_problem,
     parse_certificates,
     readable,
     signature_problem,
@@ -48,6 +49,7 @@ from firebuild_pki.provider import Profile, TrustBundle
 from firebuild_pki.rfc5280 import (
     authority_problem,
     constraints_of,
+    extension_problem,
     has_critical_policies,
     has_only_dns_names,
     name_problem,
@@ -58,6 +60,10 @@ from firebuild_pki.wrapping import one_text
 from firebuild_pki.x509 import usages_of
 
 _MAX_PATHS: Final = 100
+_VERIFIERS_OWN: Final = re.compile(
+    r"^validation failed: |\bcandidates exhausted: |\bPython extension validator failed: ValueError: "
+)
+"""What cryptography's verifier says of its own work in the reasons that it gives."""
 
 TOLERANCE = timedelta(minutes=1)
 """Difference between asked and granted lifetime that rounding and slow backends explain."""
@@ -255,8 +261,8 @@ class CertificationPath:
 
     def holds(self, leaf: x509.Certificate, expected: Expectation) -> bool:
         """Tell whether a chain passes every check, strictly; no if it has to be looked at more closely."""
-        own = signature_problem(leaf) or key_problem(leaf) or identifier_problem(leaf, self._issuer)
-        if own or not self._lasts(leaf, expected):
+        own = signature_problem(leaf) or leaf_key_problem(leaf) or identifier_problem(leaf, self._issuer)
+        if own or extension_problem(leaf) or not self._lasts(leaf, expected):
             return False
         usage = expected.profile if self._restricted else None
         # Of other kinds of name path validation has an opinion of its own.
@@ -279,7 +285,7 @@ class CertificationPath:
         chain = self.below(leaf)
         if (self._constraints and name_problem(chain)) or policy_problem(chain):
             return False
-        if _nameless_server_problem(chain, expected):
+        if _authority_problem(chain, expected):
             return False
         return _passes(_strict(self._anchor), chain, expected)
 
@@ -361,10 +367,11 @@ def _lifetime(leaf: x509.Certificate, expected: Expectation) -> list[str]:
 
 def _must_validate(chain: Chain, expected: Expectation) -> list[str]:
     refuses = f"path validation refuses the chain of {describe(chain.leaf)}"
-    problem = key_problem(chain.leaf)
+    problem = leaf_key_problem(chain.leaf)
     if problem is not None:
         raise MaterialError(f"{describe(chain.leaf)} {problem}")
-    problem = name_problem(chain) or policy_problem(chain) or _nameless_server_problem(chain, expected)
+    # They say what is wrong in better words than path validation, and know what it does not.
+    problem = name_problem(chain) or policy_problem(chain) or _authority_problem(chain, expected)
     if problem is not None:
         raise MaterialError(f"{refuses}: {problem}")
     # The Web PKI's profile is a warning: operators' CAs are often older than its rules, but
@@ -380,10 +387,6 @@ def _must_validate(chain: Chain, expected: Expectation) -> list[str]:
     if not constraints_of(chain.authorities) and not has_critical_policies(chain):
         raise MaterialError(f"{refuses}: {refusal}")
     # Constraints that this verifier refuses to read are none that TLS libraries refuse.
-    for usage in usages_of(expected.profile):
-        problem = authority_problem(chain, usage)
-        if problem is not None:
-            raise MaterialError(f"{refuses}: {problem}")
     return []
 
 
@@ -416,15 +419,13 @@ def _path_failure(
         if expected.profile is not Profile.GUEST and expected.names:
             _server_verifier(policy, leaf, expected.names[0]).verify(leaf, issuers)
     except VerificationError as error:
-        return error_message(error).removeprefix("validation failed: ")
+        return _VERIFIERS_OWN.sub("", error_message(error))
     return None
 
 
-def _nameless_server_problem(chain: Chain, expected: Expectation) -> str | None:
-    """Check the CAs above a peer without a DNS name, which path validation cannot check as a server."""
-    if expected.profile is Profile.GUEST or expected.names:
-        return None
-    return authority_problem(chain, ExtendedKeyUsageOID.SERVER_AUTH)
+def _authority_problem(chain: Chain, expected: Expectation) -> str | None:
+    problems = (authority_problem(chain, usage) for usage in usages_of(expected.profile))
+    return next(filter(None, problems), None)
 
 
 def _passes(policy: PolicyBuilder, chain: Chain, expected: Expectation, *, proven: bool = False) -> bool:

@@ -39,7 +39,6 @@ NOT_YET = [
     "the server did not answer … pings in a row",
     "there is no interface … after … seconds…",
     "… can't be decompressed: …",
-    "… cannot be read: its PEM is damaged",
     "… could not be compressed: …",
     "… has more than … bytes; no such file is larger",
     "… is not an index",

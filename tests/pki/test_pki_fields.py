@@ -49,6 +49,7 @@ def test_secrets_are_fetched_from_where_they_are(tmp_path: Path) -> None:
         ({"env": "EMPTY"}, "expected a secret in the environment variable EMPTY, but it is empty"),
         ({"file": "empty"}, "expected a secret in the file empty, but it is empty"),
         ({"file": "none"}, "cannot read a secret from the file none: No such file or directory"),
+        ({"env": "BINARY"}, "expected a secret in the environment variable BINARY, but it is not UTF-8 text"),
         ({"file": "binary"}, "expected a secret in the file binary, but it is not UTF-8 text"),
         (
             {"file": "/dev/zero"},
@@ -67,7 +68,7 @@ def test_a_secret_that_is_not_there_is_named(
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(SecretError) as caught:
-        SecretRef(**reference).resolve({"EMPTY": ""})
+        SecretRef(**reference).resolve({"EMPTY": "", "BINARY": "\udcff"})
     assert caught.value.message == message
     assert bool(caught.value.hint) == ("empty" not in message)
 

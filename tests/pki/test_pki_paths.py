@@ -18,7 +18,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 from firebuild_pki import (
     Authority,
@@ -328,7 +328,9 @@ RSA = "genpkey -algorithm RSA -pkeyopt rsa_keygen_bits"
 EXPLICIT = "ecparam -name prime256v1 -genkey -noout -param_enc explicit"
 
 
-def made(place: Path, key: str, digest: str = "", leaf_digest: str = "") -> tuple[bytes, bytes]:
+def made(
+    place: Path, key: str, digest: str = "", leaf_digest: str = "", *, root_key: str = P256
+) -> tuple[bytes, bytes]:
     """Let OpenSSL make root, intermediate and leaf.
 
     Args:
@@ -336,12 +338,13 @@ def made(place: Path, key: str, digest: str = "", leaf_digest: str = "") -> tupl
         key: the command that makes the key of the intermediate.
         digest: what the root signs the intermediate with.
         leaf_digest: what the intermediate signs the leaf with.
+        root_key: the command that makes the key of the root.
 
     Returns:
         The chain, and the root.
     """
     (place / "x.cnf").write_text(CONFIG)
-    for name, command in (("root", P256), ("mid", key), ("leaf", P256)):
+    for name, command in (("root", root_key), ("mid", key), ("leaf", P256)):
         requested(place, name, command)
     openssl(
         place, "x509 -req -days 9 -extfile x.cnf -extensions ca -in root.csr -signkey root.key -out root.pem"
@@ -354,7 +357,10 @@ SIGN = "x509 -req -days 9 -extfile x.cnf -CAcreateserial"
 
 
 def requested(place: Path, name: str, command: str) -> None:
-    openssl(place, f"{command} -out {name}.key")
+    make, _, convert = command.partition(" then ")
+    openssl(place, f"{make} -out {name}.key")
+    if convert:
+        openssl(place, f"{convert} -in {name}.key -out {name}.key")
     openssl(place, f"req -new -config x.cnf -key {name}.key -subj /CN={name} -out {name}.csr")
 
 
@@ -387,6 +393,24 @@ REFUSED: dict[str, tuple[str, str, str, str]] = {
         "",
         r'"CN=mid" .* spells out the parameters of its elliptic curve, where TLS accepts the curve',
     ),
+    "RSA-PSS with a long salt": (
+        P256,
+        "-sigopt rsa_padding_mode:pss -sigopt rsa_pss_saltlen:100",
+        "",
+        r'"CN=mid" .* is signed with RSA-PSS whose parameters TLS does not accept: a salt of 32 bytes',
+    ),
+    "a large exponent": (
+        f"{RSA}:2048 -pkeyopt rsa_keygen_pubexp:{2**33 + 17}",
+        "",
+        "",
+        r'"CN=mid" .* has an RSA key whose public exponent has more than 33 bits',
+    ),
+    "hybrid point": (
+        f"{P256} then ec -conv_form hybrid",
+        "",
+        "",
+        r'"CN=mid" .* has a public key \(EC P-256\) in a form that TLS does not read',
+    ),
     "Ed25519": (
         "genpkey -algorithm ed25519",
         "",
@@ -400,13 +424,29 @@ REFUSED: dict[str, tuple[str, str, str, str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_not_accepted_any_more_is_named_in_one_sentence(case: str, tmp_path: Path) -> None:
     key, digest, leaf_digest, words = REFUSED[case]
-    chain, trust = made(tmp_path, key, digest, leaf_digest)
+    root_key = f"{RSA}:2048" if "pss" in digest else P256
+    chain, trust = made(tmp_path, key, digest, leaf_digest, root_key=root_key)
     with pytest.raises(MaterialError, match=words) as caught:
         verified(chain, trust)
     text = str(caught.value)
     assert not {"\n", "{"} & {*text}
     assert len(text) < 600
     assert "missing link" not in text
+
+
+@pytest.mark.needs("openssl")
+@pytest.mark.parametrize("size", [32, 48, 64])
+def test_rsa_pss_is_accepted_with_a_salt_as_long_as_the_hash(size: int, tmp_path: Path) -> None:
+    digest = f"-sha{size * 8} -sigopt rsa_padding_mode:pss -sigopt rsa_pss_saltlen:{size}"
+    chain, trust = made(tmp_path, f"{RSA}:2048", digest, root_key=f"{RSA}:2048")
+    assert len(verified(chain, trust).chain.issuers) == 1
+
+
+@pytest.mark.needs("openssl")
+def test_the_point_of_a_key_may_be_compressed(tmp_path: Path) -> None:
+    chain, trust = made(tmp_path, f"{P256} then ec -conv_form compressed")
+    assert len(chain) < len(made(tmp_path, P256)[0])
+    assert verified(chain, trust)
 
 
 @pytest.mark.needs("openssl")
@@ -726,6 +766,81 @@ def test_a_critical_extension_that_grpc_does_not_know_is_refused(monkeypatch: py
     ca = root(constraints=DOTTED, more=[(points, True)])
     outcome = issued(Backend(ca), monkeypatch)
     assert "has the critical extension 2.5.29.31, which is unknown" in outcome.error
+
+
+def raw(oid: x509.ObjectIdentifier, value: str) -> x509.UnrecognizedExtension:
+    """An extension that cryptography would not write like this."""
+    return x509.UnrecognizedExtension(oid, bytes.fromhex(value))
+
+
+ACCESS = x509.AuthorityInformationAccess(
+    [x509.AccessDescription(AuthorityInformationAccessOID.CA_ISSUERS, URI("http://ca.example/ca"))]
+)
+A_POLICY = x509.PolicyInformation(x509.ObjectIdentifier("1.2.3.4"), None)
+ANY_USAGE = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE])
+# firebuild.internal is permitted, with a minimum of 1
+MINIMUM = f"301ba01930178212{b'firebuild.internal'.hex()}800101"
+ONLY_GRPC_KNEW: dict[str, tuple[x509.ExtensionType, bool, str]] = {
+    "critical access": (ACCESS, True, r"has the extension 1\.3\.6\.1\.5\.5\.7\.1\.1 as a critical one"),
+    "any usage": (ANY_USAGE, False, r"the extended key usage of .* forbids this kind of leaf"),
+    "a policy twice": (x509.CertificatePolicies([A_POLICY, A_POLICY]), False, "names a policy twice"),
+    "no policies": (raw(ExtensionOID.CERTIFICATE_POLICIES, "3000"), False, "an empty list of policies"),
+    "any policy mapped": (
+        raw(ExtensionOID.POLICY_MAPPINGS, "300d300b0604551d200006032a0304"),
+        False,
+        "maps anyPolicy",
+    ),
+    "a minimum": (raw(ExtensionOID.NAME_CONSTRAINTS, MINIMUM), False, "with a minimum or a maximum"),
+}
+
+
+@pytest.mark.parametrize("case", ONLY_GRPC_KNEW)
+def test_what_grpc_refuses_in_a_ca_is_refused_in_words_before_it(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extension, critical, words = ONLY_GRPC_KNEW[case]
+    ca, key = root(), generate_key()
+    usual, odd = (below(ca, key=key, more=more) for more in ([], [(extension, critical)]))
+    outcome = issued(Backend(odd, chain=[odd], anchors=[ca]), monkeypatch)
+    assert outcome.ends is None
+    assert re.search(words, outcome.error), outcome.error
+    assert "candidates exhausted" not in outcome.error
+    ends = issued(Backend(usual, chain=[usual], anchors=[ca]), monkeypatch).ends
+    assert ends is not None
+    with pytest.raises(MaterialError, match="handshake"):
+        grpc_handshake(
+            *(
+                replace(one, certificate_chain_pem=one.certificate_chain_pem.replace(usual.pem, odd.pem))
+                for one in ends
+            )
+        )
+
+
+@pytest.mark.parametrize("case", [one for one in ONLY_GRPC_KNEW if one != "a minimum"])
+def test_of_an_anchor_grpc_reads_less(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    extension, critical, _ = ONLY_GRPC_KNEW[case]
+    ca = root(more=[(extension, critical)])
+    outcome = issued(Backend(ca), monkeypatch)
+    assert outcome.ends is not None, outcome.error
+    grpc_handshake(*outcome.ends)
+
+
+def test_what_grpc_refuses_in_a_leaf_is_refused_before_it_also_where_its_ca_is_known() -> None:
+    ca, key = root(), generate_key()
+    trust = verify_trust(TrustBundle(ca.pem), NOW)
+    good = ca.leaf(key.public_key(), [NAME], valid=LONG)
+    odd = ca.leaf(key.public_key(), [NAME], valid=LONG, more=[(x509.SubjectKeyIdentifier(b"k"), True)])
+    wanted = Expectation(Profile.SERVER, (NAME,), key.public_key(), NOW, NOW)
+    for _ in range(2):
+        assert verify_certificate(pem(good), b"", trust, wanted)
+        with pytest.raises(
+            MaterialError, match=r"the extension 2\.5\.29\.14 as a critical one, which it must"
+        ):
+            verify_certificate(pem(odd), b"", trust, wanted)
+    large = ec.generate_private_key(ec.SECP521R1())
+    leaf = ca.leaf(large.public_key(), [NAME], valid=LONG)
+    with pytest.raises(MaterialError, match=r"curve P-521; gRPC accepts P-256 and P-384 at the ends"):
+        verified(pem(leaf), ca.pem)
 
 
 def test_a_ca_that_renews_its_own_key_does_not_count_for_the_path_length(

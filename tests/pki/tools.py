@@ -155,6 +155,7 @@ class OperatorCA:
         identifiers: bool = True,
         authority_key: x509.AuthorityKeyIdentifier | None = None,
         subject: x509.Name | None = None,
+        more: Iterable[tuple[x509.ExtensionType, bool]] = (),
     ) -> x509.Certificate:
         builder = _builder(
             _name("leaf") if subject is None else subject, self.certificate.subject, public_key, valid, serial
@@ -167,7 +168,10 @@ class OperatorCA:
             builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         if key_usage is not None:
             builder = builder.add_extension(x509.KeyUsage(**key_usage), critical=key_usage_critical)
-        if identifiers:
+        added = list(more)
+        for extension, critical in added:
+            builder = builder.add_extension(extension, critical=critical)
+        if identifiers and not added:
             builder = _identified(builder, public_key, self.key, authority_key)
         return builder.sign(self.key, hashes.SHA256())
 

@@ -339,3 +339,16 @@ def test_numbers_that_no_certificate_may_have_are_not_remarked_on_stderr(shop: S
     pem = shop.read("ca.pem")
     for read in (read_certificate(pem), *parse_certificates(pem, "it")):
         assert extension_of(read, x509.AuthorityKeyIdentifier) is not None
+
+
+def test_an_issuer_that_is_there_but_not_for_its_identifiers_is_not_called_missing(shop: Shop) -> None:
+    shop.root("root")
+    shop.issue("ca", "root")
+    shop.root("root", extensions=CA.replace("=hash", "=0102030405"))  # renewed, with another identifier
+    error = refusal(
+        shop, {}, ca_cert=shop.path("ca.pem"), ca_key=shop.path("ca.key"), chain=shop.path("root.pem")
+    )
+    assert error.message.startswith(f'ca_cert {shop.path("ca.pem")}: "CN=ca,O=Operator" (sha256 ')
+    assert ' does not lead to "CN=root,O=Operator" (sha256 ' in error.message
+    assert error.message.endswith("but the subject key identifier of the issuer is 01:02:03:04:05")
+    assert error.hint == "have it reissued: TLS libraries take the two for unrelated"

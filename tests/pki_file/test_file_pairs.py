@@ -215,6 +215,20 @@ def test_a_leaf_on_p521_is_refused_because_grpc_refuses_it(usual: Shop) -> None:
     assert error.message.endswith("or an EC key on P-256 or P-384, found EC P-521")
 
 
+def test_an_extension_that_must_not_be_critical_is_named_before_grpc_refuses_it(usual: Shop) -> None:
+    usual.issue("odd", "builds", SERVER.replace("KeyIdentifier=hash", "KeyIdentifier=critical,hash"))
+    error = refusal(pairs_of(usual, usual.path("builds.pem"), server="odd"))
+    assert error.message.startswith(f"server_cert {usual.path('odd.pem')}: path validation refuses")
+    assert error.message.endswith("has the extension 2.5.29.14 as a critical one, which it must not be")
+
+
+def test_a_name_that_is_there_twice_is_one_name(usual: Shop) -> None:
+    again = f"{SERVER},DNS:builds.example.com,DNS:Builds.example.com"
+    usual.issue("twice", "builds", again)
+    server, _ = issued(pairs_of(usual, usual.path("builds.pem"), server="twice"))
+    assert server.server_name == "builds.example.com"
+
+
 def test_a_leaf_signed_with_sha1_is_refused(usual: Shop) -> None:
     usual.issue("sha1", "builds", SERVER, more=("-sha1",))
     error = refusal(pairs_of(usual, usual.path("builds.pem"), server="sha1"))

@@ -13,7 +13,7 @@ import pytest
 
 from firebuild_pki import CAError
 from firebuild_pki.pem_files import Source, read
-from pki_file.operator_files import Shop, opened
+from pki_file.operator_files import CA, Shop, opened
 from pki_file.refusing import refusal
 
 pytestmark = pytest.mark.needs("openssl")
@@ -172,6 +172,17 @@ def test_a_certificate_without_words_for_its_flaw_is_still_named(shop: Shop, usu
     pem = b"-----BEGIN CERTIFICATE-----\n%s-----END CERTIFICATE-----\n"
     bad = shop.write("ca.pem", pem % shop.openssl("base64", "-in", "bad.der"))
     assert "certificate 1 in it cannot be read: " in refusal(usual, ca_cert=bad).message
+
+
+def test_a_certificate_that_is_whole_but_not_understood_is_not_to_be_copied_again(shop: Shop) -> None:
+    shop.root("root")
+    shop.issue("odd", "root", f"{CA}\nnameConstraints=critical,permitted;IP:10.1.2.3/255.0.0.0")
+    error = refusal(shop, ca_cert=shop.path("odd.pem"), ca_key=shop.path("odd.key"))
+    assert error.message == (
+        f"ca_cert {shop.path('odd.pem')}: certificate 1 in it cannot be read: "
+        "its extensions: 10.1.2.3/8 has host bits set"
+    )
+    assert "have it reissued; openssl x509 -in " in str(error.hint)
 
 
 @pytest.mark.parametrize("content", [b"", b" \n\n", b"\xef\xbb\xbf"])

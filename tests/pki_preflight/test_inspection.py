@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 from firebuild_pki import CAError
 from firebuild_pki.preflighting import Inspection, RowLevel, inspect_files, read_bytes, read_file
 from pki_file import conftest
-from pki_file.operator_files import SERVER, Shop
+from pki_file.operator_files import CA, SERVER, Shop
 
 shop, usual = conftest.shop, conftest.usual
 
@@ -70,6 +70,61 @@ def test_what_a_leaf_may_be_used_for_decides_what_is_tried(usual: Shop) -> None:
     assert "guest use" in abouts
     assert "server use" not in abouts
     assert found.sound
+
+
+def test_what_a_leaf_is_for_is_shown_where_no_end_of_a_build_is(usual: Shop) -> None:
+    usual.issue("signing", "builds", SERVER.replace("serverAuth", "codeSigning"))
+    cas = [usual.path(f"{one}.pem") for one in ("builds", "policy", "root")]
+    found = inspect(usual.path("signing.pem"), *cas)
+    assert found.sound
+    assert "is for neither servers nor guests, but for: 1.3.6.1.5.5.7.3.3" in said(found, RowLevel.SKIPPED)
+    # which builds refuse
+    usual.issue("anything", "builds", SERVER.replace("serverAuth", "anyExtendedKeyUsage"))
+    found = inspect(usual.path("anything.pem"), *cas)
+    assert [about for about, _ in wrong(found)] == ["server use", "guest use"]
+
+
+def test_names_and_keys_are_judged_as_builds_judge_them(usual: Shop) -> None:
+    cas = [usual.path(f"{one}.pem") for one in ("builds", "policy", "root")]
+    named = "subjectAltName=DNS:*.example.com"
+    usual.issue("wild", "builds", SERVER.replace("subjectAltName=", f"{named},"))
+    assert inspect(usual.path("wild.pem"), *cas).sound
+    usual.issue("wilder", "builds", SERVER.replace("subjectAltName=DNS:builds.example.com", named))
+    ((about, message),) = wrong(inspect(usual.path("wilder.pem"), *cas))
+    assert about == "server use"
+    assert "has no DNS name without a wildcard, only *.example.com, among" in message
+    usual.key("large", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-521")
+    usual.issue("large", "builds", SERVER)
+    assert [about for about, _ in wrong(inspect(usual.path("large.pem"), *cas))] == ["key", "server use"]
+    usual.root("large")  # which a CA may have
+    assert inspect(usual.path("large.pem")).sound
+
+
+def test_a_file_that_was_cut_off_is_named_also_behind_what_is_whole(usual: Shop, shop: Shop) -> None:
+    cut = shop.write("cut.pem", usual.read("server.pem"), usual.read("builds.pem")[:300])
+    with pytest.raises(CAError, match="found a PEM block without its END line") as refused:
+        inspect(cut)
+    assert refused.value.hint == "the file was cut off: copy it again"
+
+
+def test_a_certificate_that_is_understood_in_part_says_which(shop: Shop) -> None:
+    # an address with bits of the host, as OpenSSL writes it
+    shop.root("odd", extensions=f"{CA}\nnameConstraints=critical,permitted;IP:10.1.2.3/255.0.0.0")
+    with pytest.raises(
+        CAError, match=r"odd\.pem: certificate 1 in it cannot be read: its extensions: 10\.1\.2"
+    ):
+        inspect(shop.path("odd.pem"))
+
+
+def test_an_encryption_that_nobody_knows_is_not_taken_for_a_wrong_passphrase(shop: Shop) -> None:
+    shop.key("ca")
+    how = ("pkcs8", "-topk8", "-v2", "camellia-256-cbc", "-passout", "pass:open")
+    for form in ("PEM", "DER"):
+        shop.openssl(*how, "-in", "ca.key", "-outform", form, "-out", "locked.key")
+        shop.path("locked.key").chmod(0o600)
+        with pytest.raises(CAError, match="cannot be read: Unknown key encryption algorithm") as refused:
+            inspect(shop.path("locked.key"), passphrase=b"open")
+        assert str(refused.value.hint).startswith("encrypt it again: openssl pkcs8 -topk8"), form
 
 
 def test_a_missing_link_another_key_and_an_expired_certificate_are_wrong(usual: Shop) -> None:

@@ -177,14 +177,10 @@ def bootstrap_block(
     Raises:
         InputError: the guest's certificate chain is longer than a gRPC server can take.
     """
-    from firebuild_pki import guest_chain_problem
+    from firebuild_pki import GUEST_CHAIN_HINT, guest_chain_problem
 
     if problem := guest_chain_problem(guest):
-        hint = (
-            "let the CA that signs be the trust anchor itself (with the provider file: name it in anchors); "
-            "of CAs with ML-DSA-44 one intermediate fits, of those with ML-DSA-65 and ML-DSA-87 none"
-        )
-        raise InputError(problem, hint=hint)
+        raise InputError(problem, hint=GUEST_CHAIN_HINT)
     return BootstrapBlock(
         host_port=host_port,
         ca_chain=guest.trust_pem.decode("ascii"),

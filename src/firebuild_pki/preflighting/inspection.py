@@ -23,17 +23,20 @@ from firebuild_pki.chain import (
     extension_of,
     is_self_signed,
     key_problem,
+    leaf_key_problem,
     parse_certificates,
     quiet_parsing,
     serial_of,
     signature_problem,
+    unreadable_part,
 )
 from firebuild_pki.display import counted
 from firebuild_pki.errors import CAError, MaterialError
-from firebuild_pki.keys import kind_of_key
+from firebuild_pki.keys import is_unknown, kind_of_key, ml_dsa_key
 from firebuild_pki.leaf_checks import is_ca, names_of
 from firebuild_pki.pem_files import (
     CERTIFICATE_LABELS,
+    CUT_OFF,
     ESCAPED,
     KEY_LABELS,
     MAX_SIZE,
@@ -42,9 +45,11 @@ from firebuild_pki.pem_files import (
     Foreign,
     Source,
     blocks_of,
+    is_cut_off,
     labelled,
     named,
     read,
+    reencrypt_hint,
 )
 from firebuild_pki.preflighting.report import PreflightRow, RowLevel, ok, skipped, warning
 from firebuild_pki.provider import Profile, TrustBundle
@@ -304,8 +309,7 @@ class _Found:
         if block.label in CERTIFICATE_LABELS:
             self.take_certificates(parse_certificates(block.pem, self.name))
         elif block.label in KEY_LABELS:
-            load = serialization.load_pem_private_key
-            self.take_key(lambda secret: load(block.pem, secret), passphrase)
+            self.take_key(lambda secret: _load_key(block.pem, secret), passphrase)
         elif block.label.endswith("CERTIFICATE REQUEST"):
             self.add(_request(x509.load_pem_x509_csr(block.pem)))
         elif block.label == "X509 CRL":
@@ -315,6 +319,9 @@ class _Found:
 
     def take_certificates(self, certificates: Iterable[x509.Certificate]) -> None:
         for certificate in certificates:
+            if unread := unreadable_part(certificate):
+                what = f"{self.name}: certificate {len(self.certificates) + 1} in it"
+                raise MaterialError(f"{what} cannot be read: its {unread[0]}: {error_message(unread[1])}")
             self.certificates.append(certificate)
             self.add(_facts(certificate))
 
@@ -331,11 +338,21 @@ class _Found:
                 return
             try:
                 key = load(passphrase)
-            except ValueError as error:
+            except (ValueError, UnsupportedAlgorithm) as error:
                 # One of 256 wrong ones leaves a right padding (RFC 8018, section 6.1.1), and what is no key.
-                raise _unreadable(self.content, error, hint=_MAY_BE_WRONG) from error
+                hint = reencrypt_hint(self.content.source) if is_unknown(error) else _MAY_BE_WRONG
+                raise _unreadable(self.content, error, hint=hint) from error
         self.keys.append(key)
         self.add(KeyFacts(_key(key.public_key()), encrypted))
+
+
+def _load_key(pem: bytes, passphrase: bytes | None) -> PrivateKeyTypes:
+    try:
+        return serialization.load_pem_private_key(pem, passphrase)
+    except (ValueError, UnsupportedAlgorithm):
+        if (key := ml_dsa_key(pem, passphrase)) is not None:
+            return key
+        raise
 
 
 def read_file(path: str) -> Content:
@@ -389,6 +406,8 @@ def _read(content: Content, passphrase: bytes | None) -> _Found:
     with quiet_parsing():
         try:
             blocks = blocks_of(content.data)
+            if blocks and is_cut_off(content.data, blocks):
+                raise _instead(content, CUT_OFF)
             if any(b"\\n" in block.pem for block in blocks):
                 raise _instead(content, ESCAPED)
             for block in blocks:
@@ -398,7 +417,7 @@ def _read(content: Content, passphrase: bytes | None) -> _Found:
         except MaterialError:
             raise
         except Exception as error:  # untrusted input, and each parser fails with exceptions of its own
-            raise _unreadable(content, error, hint=_hint(error, passphrase)) from error
+            raise _unreadable(content, error, hint=_hint(content, error, passphrase)) from error
     if found.items:
         return found
     raise _instead(content, labelled(blocks[0].label) if blocks else named(content.data))
@@ -414,8 +433,10 @@ def _unreadable(content: Content, error: Exception, *, hint: str | None) -> Mate
     return MaterialError(f"{content.source}: cannot be read: {error_message(error)}", hint=hint)
 
 
-def _hint(error: Exception, passphrase: bytes | None) -> str | None:
-    """Say what is wrong with the passphrase, if that may be it."""
+def _hint(content: Content, error: Exception, passphrase: bytes | None) -> str | None:
+    """Say what is wrong with the passphrase or the encryption, if that may be it."""
+    if b"PRIVATE KEY-----" in content.data and is_unknown(error):
+        return reencrypt_hint(content.source)
     if "password" not in str(error).lower() and "pkcs12" not in str(error).lower():
         return None
     return "name a file with its passphrase: --passphrase-file" if passphrase is None else _MAY_BE_WRONG
@@ -479,7 +500,7 @@ def _own_rows(certificate: x509.Certificate, now: datetime) -> Iterator[Prefligh
     else:
         left = _time_left(certificate.not_valid_after_utc, now)
         yield ok("validity", f"{describe(certificate)} ends in {left}")
-    problem = key_problem(certificate)
+    problem = (key_problem if is_ca(certificate) else leaf_key_problem)(certificate)
     if problem is not None:
         yield _wrong("key", f"{describe(certificate)} {problem}")
     problem = signature_problem(certificate)
@@ -535,6 +556,12 @@ def _chain_rows(
     certificates: Sequence[x509.Certificate], now: datetime, anchors_pem: bytes | None
 ) -> Iterator[PreflightRow]:
     leaves = [one for one in certificates if not is_ca(one)]
+    for leaf in leaves:
+        if not _uses(leaf):
+            extended = extension_of(leaf, x509.ExtendedKeyUsage) or ()
+            shown = ", ".join(_EXTENDED.get(oid, oid.dotted_string) for oid in extended)
+            yield skipped("use", f"{describe(leaf)} is for neither servers nor guests, but for: {shown}")
+    leaves = [one for one in leaves if _uses(one)]
     if not leaves:
         return
     authorities = [one for one in certificates if is_ca(one)]
@@ -554,8 +581,11 @@ def _chain_rows(
 
 
 def _uses(leaf: x509.Certificate) -> list[Profile]:
+    """List the ends that a leaf means to be for; whether it may is for the checks to say."""
     usage = extension_of(leaf, x509.ExtendedKeyUsage)
-    return [one for one in USAGE if usage is None or USAGE[one] in usage]
+    if usage is None or ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE in usage:
+        return list(USAGE)
+    return [one for one in USAGE if USAGE[one] in usage]
 
 
 def _use_rows(
@@ -563,9 +593,11 @@ def _use_rows(
 ) -> Iterator[PreflightRow]:
     about = f"{profile} use"
     alternative = extension_of(leaf, x509.SubjectAlternativeName)
-    names = tuple(alternative.get_values_for_type(x509.DNSName)) if alternative is not None else ()
+    found = alternative.get_values_for_type(x509.DNSName) if alternative is not None else ()
+    names = tuple(name for name in found if "*" not in name)  # a wildcard is nobody's identity
     if profile is Profile.SERVER and not names:
-        yield _wrong(about, f"{describe(leaf)} has no DNS name among its subject alternative names")
+        what = f"no DNS name without a wildcard, only {', '.join(found)}," if found else "no DNS name"
+        yield _wrong(about, f"{describe(leaf)} has {what} among its subject alternative names")
         return
     expected = Expectation(profile, names, leaf.public_key(), now=now, deadline=now, ttl=None, exact=False)
     try:

@@ -16,19 +16,20 @@ from cryptography.x509.oid import PublicKeyAlgorithmOID
 
 from firebuild_pki.chain import (
     MIN_RSA_BITS,
+    OTHER_KEY,
     Links,
     describe,
     error_message,
     is_self_signed,
     key_problem,
     order_issuers,
-    quiet_parsing,
     read_certificate,
     signature_problem,
     spelling_problem,
+    unreadable_part,
 )
 from firebuild_pki.errors import CAError, KeyStoreError, SecretError
-from firebuild_pki.keys import CURVES, CAPrivateKey, MLDSAPrivateKey, kind_of_key, ml_dsa_key
+from firebuild_pki.keys import CURVES, CAPrivateKey, MLDSAPrivateKey, is_unknown, kind_of_key, ml_dsa_key
 from firebuild_pki.keystores import OpenKey, open_key
 from firebuild_pki.leaf_checks import is_ca
 from firebuild_pki.pem_files import (
@@ -38,6 +39,7 @@ from firebuild_pki.pem_files import (
     Source,
     blocks_in,
     read,
+    reencrypt_hint,
 )
 from firebuild_pki.provider import ProviderContext
 from firebuild_pki.providers.file.settings import FileSettings
@@ -47,9 +49,6 @@ from firebuild_pki.verify import public_key_bytes
 _MOST_PATHS = 64
 _MOST_STEPS = 2000
 """Certificates that are looked at on all ways up: CAs that sign each other have ways without number."""
-
-LEAF_CURVES = {"secp256r1": "P-256", "secp384r1": "P-384"}
-"""Those that gRPC accepts in the certificates of server and guest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +146,9 @@ def _decoded(source: Source, block: Block, passphrase: bytes | None) -> PrivateK
         except ValueError as seedless:
             hint = "use the file that openssl genpkey wrote, or make a new key"
             raise source.wrong(str(seedless), hint) from None
-        unknown = "unknown" in str(error).lower() or isinstance(error, UnsupportedAlgorithm)
+        unknown = is_unknown(error)
     if unknown:
-        anew = f"encrypt it again: openssl pkcs8 -topk8 -v2 aes-256-cbc -in {source.quoted} -out new.key"
+        anew = reencrypt_hint(source)
         raise source.wrong("the key is of an unknown kind, or encrypted in an unknown way", anew)
     if passphrase is not None:
         hint = f"try it: openssl pkey -in {source.quoted} -noout"
@@ -315,15 +314,20 @@ def _misfit(key: LoadedKey, among: Sequence[Found], elsewhere: Sequence[Found]) 
 
 def _parsed(source: Source, number: int, block: Block) -> Found:
     try:
-        with quiet_parsing():
-            certificate = read_certificate(block.pem)
-            # parsed on first use; what is broken has to show here
-            _ = certificate.subject, certificate.issuer, certificate.extensions, certificate.public_key()
-    except Exception as error:
+        certificate = read_certificate(block.pem)
+    except Exception as error:  # untrusted input, and each parser fails with exceptions of its own
         hint = "copy it again from where it was made"
         raise source.wrong(
             f"certificate {number} in it cannot be read: {error_message(error)}", hint
         ) from error
+    if unread := unreadable_part(certificate):
+        part, reason = unread
+        hint = (
+            "some TLS libraries read it all the same, the checks before a build do not: have it reissued; "
+            f"openssl x509 -in {source.quoted} -noout -text shows it"
+        )
+        message = f"certificate {number} in it cannot be read: its {part}: {error_message(reason)}"
+        raise source.wrong(message, hint) from reason
     return Found(certificate, source)
 
 
@@ -472,6 +476,10 @@ def _broken(start: Found, known: Sequence[Found], anchors: Sequence[Found]) -> C
     for one in (*known, *anchors):  # the issuer may be there, with a key that nobody accepts
         if one.certificate.subject == last.issuer and one.certificate != last:
             must_have_good_key(one)
+            problem = Links().problem(last, one.certificate)
+            if problem not in {None, OTHER_KEY}:
+                hint = "have it reissued: TLS libraries take the two for unrelated"
+                raise start.source.wrong(f"{describe(last)} does not lead to {one.name}: {problem}", hint)
         if spelling := spelling_problem(last, one.certificate):
             raise start.source.wrong(spelling.message, spelling.hint)
     wanted = last.issuer.rfc4514_string() or "no name"

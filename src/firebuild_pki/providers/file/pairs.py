@@ -10,12 +10,11 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from firebuild_pki.errors import CAError, MaterialError
-from firebuild_pki.keys import private_key_pem
+from firebuild_pki.keys import LEAF_CURVES, private_key_pem
 from firebuild_pki.leaf_checks import is_ca
 from firebuild_pki.pem_files import Source
 from firebuild_pki.provider import Profile, ProviderContext, ReadyPair, TrustBundle
 from firebuild_pki.providers.file.certificates import (
-    LEAF_CURVES,
     Found,
     LoadedKey,
     Path,
@@ -75,7 +74,8 @@ def server_name(found: Found, chosen: str | None) -> str:
 
 def _full_names(found: Found) -> list[str]:
     dns, others = _names_in(found.certificate)
-    full = [name for name in dns if "*" not in name]
+    # a name that is there twice is one name (RFC 4343: whatever its case)
+    full = list({name.lower(): name for name in reversed(dns) if "*" not in name}.values())[::-1]
     if full:
         return full
     shown = " and ".join([*dns, *others]) or "no name at all"
