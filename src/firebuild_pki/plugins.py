@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from importlib.metadata import EntryPoint
-from types import ModuleType
+from types import CoroutineType, ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
@@ -234,9 +234,11 @@ def _is_shadowed(distribution: metadata.Distribution, place: str) -> bool:
 
 
 def _describe(entry: EntryPoint) -> InstalledPlugin:
-    if entry.dist is None:
-        return InstalledPlugin(entry.name, entry.value, "")
-    return InstalledPlugin(entry.name, entry.dist.name, entry.dist.version)
+    try:
+        distribution, version = (entry.dist.name, entry.dist.version) if entry.dist else (None, None)
+    except Exception:  # without METADATA, each version of Python fails in its own way
+        distribution = version = None
+    return InstalledPlugin(entry.name, distribution or entry.value, version or "")
 
 
 def _select(entries: Sequence[EntryPoint], name: str, kind: str) -> EntryPoint:
@@ -253,6 +255,9 @@ def _select(entries: Sequence[EntryPoint], name: str, kind: str) -> EntryPoint:
 
 
 def _register(entry: EntryPoint, kind: str) -> pluggy.PluginManager:
+    if EntryPoint.pattern.match(entry.value) is None:
+        hint = f"""write {entry.name} = "package.module" into its pyproject.toml, and install it again"""
+        raise _load_error(entry, f'expected its entry point to lead to a module, found "{entry.value}"', hint)
     with _loading(entry, f"importing {entry.value} failed"):
         plugin: Any = entry.load()
     with _loading(entry, f"not a usable {kind} plugin", _hook_hint()):
@@ -360,6 +365,8 @@ def _fields(
 
 def _flat(entry: EntryPoint, result: object, kind: type[_Spec], hook: str) -> Sequence[_Spec]:
     specs: list[_Spec] = []
+    if isinstance(result, CoroutineType):
+        result.close()  # or Python remarks on stderr that it was not awaited
     for spec in result if isinstance(result, list | tuple) else [result]:
         if not isinstance(spec, kind):
             message = f"{hook} must return {kind.__name__} objects, found {type(spec).__name__}"

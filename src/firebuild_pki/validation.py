@@ -233,7 +233,7 @@ def _path_in(model: type[BaseModel], data: Any, loc: tuple[str | int, ...], *, m
 
 def _has(data: object, part: str | int) -> bool:
     if isinstance(part, int):
-        return isinstance(data, list)
+        return isinstance(data, list) and part < len(data)
     return isinstance(data, Mapping) and part in data
 
 
@@ -263,14 +263,17 @@ def _wording(detail: ErrorDetails, known: set[str]) -> tuple[str, str | None]:
         return _choice(context["expected"], found)
     if kind == "union_tag_invalid":
         return _choice(context["expected_tags"], context["tag"])
-    message = str(detail["msg"]).removeprefix("Value error, ")
+    # a validator of a plugin may say nothing
+    message = str(detail["msg"]).removeprefix("Value error, ").strip() or "this value is not accepted"
     if kind in {"too_short", "string_too_short"}:
         least = counted(context["min_length"], "character" if kind == "string_too_short" else "value")
         message = f"expected at least {least}, found {context.get('actual_length') or 'none'}"
     elif message.startswith("Input should be"):
         bound = kind.startswith(("greater_than", "less_than"))  # then a text is a number with its unit: 1MiB
         shown = f"{found}" if isinstance(found, int | float) or bound else kind_of(found)
-        message = f"expected a value {message.removeprefix('Input should be ')}, found {shown}"
+        wanted = message.removeprefix("Input should be ")
+        wanted = wanted if wanted.startswith(("a ", "an ")) else f"a value {wanted}"
+        message = f"expected {wanted}, found {shown}"
         if kind == "greater_than_equal" and isinstance(found, str) and isinstance(context["ge"], int):
             message = f"expected at least {_in_units(context['ge'])}, found {shown}"
     return message, context.get("hint") or None

@@ -21,6 +21,8 @@ TEXT_LIMIT: Final = 2_000
 """Characters that are kept of a message, a hint or a note of a plugin."""
 
 _MOST_PROBLEMS: Final = 100
+_MOST_NESTED: Final = 20
+_SHOWN_MEMBERS: Final = 5
 _HARMLESS: Final = (type(None), bool, int, float, str, bytes)
 
 
@@ -44,7 +46,29 @@ def described(error: BaseException) -> str:
     """Describe an exception of any class: ``KeyError: 'certificate'``; a `CAError` by its message."""
     if isinstance(error, CAError):
         return str(_own(error))
-    return error_text(error, TEXT_LIMIT - 200)  # with what comes before, within the limit
+    text = error_text(error, TEXT_LIMIT - 200)  # with what comes before, within the limit
+    members = _members(error)
+    if not members:
+        return text
+    return one_text(f"{text}: {'; '.join(error_text(one) for one in members[:_SHOWN_MEMBERS])}")
+
+
+def _members(error: BaseException) -> tuple[BaseException, ...]:
+    """Return what is in an exception group, past what a class of a plugin makes of it."""
+    if not isinstance(error, BaseExceptionGroup):
+        return ()
+    found: tuple[BaseException, ...] = vars(BaseExceptionGroup)["exceptions"].__get__(error)
+    return found
+
+
+def _alone(error: BaseException) -> BaseException:
+    """Of a group of one, return that one: asyncio's TaskGroup makes a group of whatever ended it."""
+    for _ in range(_MOST_NESTED):
+        members = _members(error)
+        if len(members) != 1:
+            break
+        error = members[0]
+    return error
 
 
 def as_ca_error(error: BaseException, provider: str, doing: str) -> CAError:
@@ -60,7 +84,7 @@ def as_ca_error(error: BaseException, provider: str, doing: str) -> CAError:
         is the original, or a `ForeignError` if nothing but a plugin's code can say what it says.
     """
     try:
-        ours = _worded(error, doing)
+        ours = _worded(_alone(error), doing)
     except KeyboardInterrupt:
         raise
     except BaseException:  # even reading it fails

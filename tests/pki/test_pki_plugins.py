@@ -127,6 +127,10 @@ def test_a_plugin_that_is_not_selected_is_not_imported(install: Install) -> None
             "from firebuild_pki import hookimpl\n@hookimpl\ndef register_ca_providers(): return ['acme']",
             "register_ca_providers must return ProviderSpec objects, found str",
         ),
+        (
+            "from firebuild_pki import hookimpl\n@hookimpl\nasync def register_ca_providers(): return None",
+            "register_ca_providers must return ProviderSpec objects, found coroutine",
+        ),
     ],
 )
 def test_a_broken_plugin_is_explained_to_those_who_select_it(
@@ -139,6 +143,15 @@ def test_a_broken_plugin_is_explained_to_those_who_select_it(
     assert str(caught.value).startswith(
         f"ca-provider(acme): cannot use the plugin of acme-pki 1.2: {message}"
     )
+
+
+@pytest.mark.parametrize("value", ["", "acme pki:!"])
+def test_an_entry_point_that_leads_to_no_module_says_how_it_is_written(value: str) -> None:
+    broken = EntryPoint("acme", value, "firebuild_pki.providers")
+    with pytest.raises(ProviderLoadError) as caught:
+        PluginCatalog(providers=[broken]).load_provider("acme")
+    assert caught.value.message.endswith(f'expected its entry point to lead to a module, found "{value}"')
+    assert str(caught.value.hint).startswith('write acme = "package.module" into its pyproject.toml')
 
 
 def test_two_distributions_with_one_name_are_both_named(install: Install) -> None:
@@ -288,6 +301,7 @@ def test_a_distribution_without_metadata_hurts_nobody_else(install: Install) -> 
     site = install("acme-pki", "", name="acme", module="acme_pki")
     (site / "acme_pki-1.2.dist-info" / "METADATA").unlink()
     assert {"acme", "embedded"} <= PluginCatalog().provider_names
+    assert str(PluginCatalog().providers()[0]) == "acme_pki"
     with open_authority({"provider": "embedded"}) as authority:
         assert authority.issue_server()
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import jsonschema
 import pytest
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import AnyUrl, Field, ValidationError, field_validator
 
 from firebuild_pki import (
     CASettings,
@@ -185,6 +185,27 @@ other: 1
 def test_each_mistake_has_its_words_and_its_place(text: str, problem: str) -> None:
     found = problems(text)
     assert f"fb.yaml:{problem}" in found
+
+
+def test_models_of_plugins_may_have_any_type_of_pydantic() -> None:
+    class Odd(Settings):
+        pair: tuple[int, str] = (1, "a")
+        ranges: tuple[tuple[int, int], ...] = ()
+        url: AnyUrl | None = None
+        mute: int = 1
+
+        @field_validator("mute")
+        @classmethod
+        def _refuse(cls, _: int) -> int:
+            raise ValueError
+
+    text = "pair: [1]\nranges: [[1, 2], [3]]\nurl: nowhere\nmute: 2\n"
+    assert problems(text, Odd) == [
+        "fb.yaml:1:1: pair[1]: this setting is required",
+        "fb.yaml:2:18: ranges[1][1]: this setting is required",
+        "fb.yaml:3:6: url: expected a valid URL, relative URL without a base, found a string",
+        "fb.yaml:4:7: mute: this value is not accepted",
+    ]
 
 
 def test_a_section_can_be_validated_alone_with_its_full_path() -> None:

@@ -202,6 +202,18 @@ def test_errors_of_ours_keep_their_kind_and_their_words() -> None:
     assert caught.value.retryable
 
 
+def test_of_a_group_of_one_that_one_is_told() -> None:
+    # as asyncio's TaskGroup raises them
+    refused = CAError("no such role", hint="create it")
+    with pytest.raises(CAError) as caught, provider_errors("acme", "signing"):
+        raise ExceptionGroup("unhandled errors in a TaskGroup", [ExceptionGroup("inner", [refused])])
+    assert str(caught.value) == "ca-provider(acme): no such role (hint: create it)"
+    with pytest.raises(ProviderError) as lost, provider_errors("acme", "signing"):
+        raise ExceptionGroup("unhandled errors in a TaskGroup", [ConnectionError("gone")])
+    assert lost.value.message == "signing failed: ConnectionError: gone"
+    assert lost.value.retryable
+
+
 def test_an_error_of_ours_that_cannot_be_read_is_still_an_error() -> None:
     with opened(5) as authority:
         HABITS["sign"] = raising(untrusted.Unreadable("x"))

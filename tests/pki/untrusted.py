@@ -202,7 +202,7 @@ FOREIGN: dict[str, tuple[BaseException, str]] = {
     "mute": (Mute(), "Mute: (a Mute that does not say more)"),
     "group": (
         BaseExceptionGroup("two", [KeyError(1), SystemExit()]),
-        "BaseExceptionGroup: two (2 sub-exceptions)",
+        "BaseExceptionGroup: two (2 sub-exceptions): KeyError: 1; SystemExit",
     ),
     "circle": (circle(), "KeyError: 'round'"),
 }

@@ -337,7 +337,7 @@ def _at(moment: datetime) -> str:
 def _open_secrets(block: object, path: str) -> Iterator[PreflightRow]:
     """Say which files with secrets others can read; that of a private key is an error where it is read."""
     for name in type(block).model_fields if isinstance(block, BaseModel) else ():
-        value, where = getattr(block, name), f"{path}.{name}"
+        value, where = getattr(block, name, None), f"{path}.{name}"  # a plugin may leave one unset
         if not isinstance(value, SecretRef):
             yield from _open_secrets(value, where)
             continue
