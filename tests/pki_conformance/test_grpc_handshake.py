@@ -47,6 +47,17 @@ def test_each_end_sees_the_other(ends: Ends) -> None:
     )
 
 
+@pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])
+def test_no_proxy_is_asked_for_the_way_to_this_host(
+    variable: str, ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "http://127.0.0.1:1")  # where nobody listens
+    server, guest, *_ = ends
+    assert handshake(server, guest).server_name == "b.firebuild.internal"
+
+
 def test_a_refusal_names_both_ends(ends: Ends) -> None:
     server, *_ = ends
     with pytest.raises(MaterialError) as caught:

@@ -11,7 +11,7 @@ import pytest
 from baoserver import StoredServer, add_role, create_token, mount_pki, sign_policy, write_policy
 from baoserver.pki import SUFFIX
 from baoserver.process import free_port
-from firebuild_pki import CAError, MaterialError, Note, NoteLevel, open_authority
+from firebuild_pki import CAError, MaterialError, Note, NoteLevel, ProviderError, open_authority
 from firebuild_pki.grpc_handshake import handshake
 from firebuild_pki.provider import Profile, ProviderContext
 from firebuild_pki.providers.vault.checks import _credentials, role_notes
@@ -70,11 +70,30 @@ def test_what_the_policy_hides_is_a_warning(backend: Backend) -> None:
     token = create_token(backend.api, policy, no_default_policy=True)
     notes = checked(backend.with_token(token))
     (credentials,) = about(notes, "credentials")
-    assert 'path "auth/token/lookup-self" { capabilities = ["read"] }' in str(credentials)
+    assert credentials.level is NoteLevel.WARNING
+    assert credentials.message == (
+        "the token cannot be looked at: it is valid, but its policies do not allow that"
+    )
+    assert credentials.hint == 'allow it with: path "auth/token/lookup-self" { capabilities = ["read"] }'
     for note, role in zip(about(notes, "role"), ("server", "guest"), strict=True):
         assert note.level is NoteLevel.WARNING
         assert f"role {role}: cannot be looked at" in note.message
         assert f'path "pki/roles/{role}" {{ capabilities = ["read"] }}' in str(note.hint)
+
+
+def test_a_policy_that_is_too_small_is_not_taken_for_a_bad_token(backend: Backend) -> None:
+    # though it does not even allow the token to be looked at
+    rules = 'path "pki/roles/*" { capabilities = ["read"] }'
+    token = create_token(backend.api, write_policy(backend.api, "signs-not", rules), no_default_policy=True)
+    with (
+        backend.with_token(token).open() as authority,
+        raises(
+            ProviderError,
+            "permission denied for pki/sign/server: the policies of the token do not allow it",
+            'the policy needs: path "pki/sign/server" { capabilities = ["update"] }',
+        ),
+    ):
+        authority.issue_server()
 
 
 def test_a_token_that_cannot_be_looked_at_for_another_reason_has_the_servers_words() -> None:
@@ -192,6 +211,8 @@ ROLES: list[tuple[dict[str, Any], NoteLevel, str]] = [
     ),
     ({"client_flag": True}, NoteLevel.OK, "signs names"),
     ({"server_flag": False}, NoteLevel.FATAL, "set server_flag=true"),
+    ({"server_flag": False, "ext_key_usage": ["ServerAuth", "ClientAuth"]}, NoteLevel.OK, "signs names"),
+    ({"server_flag": False, "ext_key_usage_oids": ["1.3.6.1.5.5.7.3.1"]}, NoteLevel.OK, "signs names"),
     ({"ext_key_usage": ["TimeStamping"]}, NoteLevel.FATAL, "adds the extended key usage TimeStamping"),
     ({"ext_key_usage_oids": ["1.2.3"]}, NoteLevel.FATAL, "adds the extended key usage 1.2.3"),
     ({"code_signing_flag": True}, NoteLevel.FATAL, "code_signing_flag"),
@@ -269,7 +290,7 @@ def test_all_that_is_wrong_with_a_role_is_told_at_once() -> None:
     ("domains", "changes", "good"),
     [
         (["internal"], {}, True),
-        (["Firebuild.Internal"], {}, True),
+        (["Firebuild.Internal"], {}, False),
         (["example.com", "firebuild.internal"], {}, True),
         (["other.firebuild.internal"], {}, False),
         (["build.internal"], {}, False),
@@ -300,6 +321,31 @@ def test_a_role_with_both_usages_serves_both_ends(backend: Backend) -> None:
         handshake(server, guest)
         assert len(authority.warnings) == 2
         assert all("serverAuth" in warning and "clientAuth" in warning for warning in authority.warnings)
+
+
+def test_a_role_that_lists_usages_instead_of_flags_serves_both_ends(backend: Backend) -> None:
+    listed: dict[str, Any] = {
+        "server_flag": False,
+        "client_flag": False,
+        "ext_key_usage": ["ServerAuth", "clientauth"],
+    }
+    add_role(backend.api, "listed", **listed)
+    token = create_token(
+        backend.api, write_policy(backend.api, "sign-listed", sign_policy("listed", mount="pki"))
+    )
+    with backend.with_token(token).open(role="listed/", server_role=None, guest_role=None) as authority:
+        assert {note.level for note in authority.check() if note.about == "role"} == {NoteLevel.OK}
+        handshake(authority.issue_server(), authority.issue_guest())
+
+
+def test_the_case_of_a_domain_counts_as_the_server_has_it(backend: Backend) -> None:
+    add_role(backend.api, "upper", suffix="FIREBUILD.INTERNAL")
+    root = backend.with_token(backend.api.token)
+    with root.open(role="upper", server_role=None, guest_role=None) as authority:
+        with raises(ProviderError, "it allows FIREBUILD.INTERNAL, but the names of builds are below"):
+            authority.check()
+        with raises(ProviderError, "not allowed by this role"):
+            authority.issue_server()
 
 
 def test_a_token_of_few_uses_is_enough(backend: Backend) -> None:

@@ -321,6 +321,11 @@ def test_a_token_of_another_namespace_names_both(namespaced_backend: Backend) ->
         ({"namespace": "nope"}, "namespace not found", "look at the setting namespace"),
         ({"auth": {"mount": "elsewhere"}}, "permission denied", "is approle mounted at auth/elsewhere?"),
         (
+            {"auth": {"mount": "auth/approle"}},
+            "permission denied",
+            "write auth.mount without auth/: approle;",
+        ),
+        (
             {"secret": "hvs.CAESIJ"},
             "invalid role or secret ID",
             "the secret id has the form of a token",

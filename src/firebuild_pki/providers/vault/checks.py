@@ -66,17 +66,28 @@ def role_notes(
 Diagnostic = tuple[NoteLevel, str, str]
 
 
+_AS_FLAG = {
+    "serverauth": "server_flag",
+    "1.3.6.1.5.5.7.3.1": "server_flag",
+    "clientauth": "client_flag",
+    "1.3.6.1.5.5.7.3.2": "client_flag",
+}
+"""Extended key usages, by name and number, that a role may list instead of setting the flag."""
+
+
 def _extended_usage(data: Mapping[str, Any], profiles: Sequence[Profile]) -> Iterator[Diagnostic]:
     ends = " and the ".join(profiles)
     needed = dict.fromkeys(flag for profile in profiles for flag in FLAGS[profile])
-    missing = [flag for flag in needed if not data.get(flag)]
-    others = [*(data.get("ext_key_usage") or ()), *(data.get("ext_key_usage_oids") or ())]
+    given = [str(one) for key in ("ext_key_usage", "ext_key_usage_oids") for one in data.get(key) or ()]
+    meant = {_AS_FLAG.get(one.strip().lower()) for one in given}
+    missing = [flag for flag in needed if not data.get(flag) and flag not in meant]
+    others = [one for one in given if one.strip().lower() not in _AS_FLAG]
     others += [name for name in ("code_signing_flag", "email_protection_flag") if data.get(name)]
     if missing:
         message = f"it lacks {' and '.join(missing)}, which the certificate of the {ends} needs"
         yield NoteLevel.FATAL, message, "set " + " ".join(f"{flag}=true" for flag in missing)
     if others:
-        message = f"it adds the extended key usage {', '.join(map(str, others))}, which will be refused"
+        message = f"it adds the extended key usage {', '.join(others)}, which will be refused"
         yield NoteLevel.FATAL, message, "leave server_flag and client_flag as the only extended key usages"
 
 
@@ -115,7 +126,7 @@ def _names(data: Mapping[str, Any], profiles: Sequence[Profile], suffix: str) ->
 
 def _covers(data: Mapping[str, Any], suffix: str) -> bool:
     """Tell whether names below `suffix` are names below an allowed domain, or may fit an allowed pattern."""
-    for domain in map(str.lower, map(str, data.get("allowed_domains") or ())):
+    for domain in map(str, data.get("allowed_domains") or ()):  # the server minds its case
         if data.get("allow_glob_domains") and "*" in domain:
             return True  # whether the pattern fits shows when something is signed
         if data.get("allow_subdomains") and f".{suffix}".endswith(f".{domain}"):
@@ -226,18 +237,22 @@ def _skew(answer: Answer, now: datetime) -> Iterator[Note]:
         yield Note(message, "", hint, NoteLevel.WARNING, "clock")
 
 
+_NOT_ALLOWED = "it is valid, but its policies do not allow that"
+
+
 def _credentials(session: Session, budget: Budget) -> tuple[Note, bool]:
     """Look at the token; tell besides whether it is known to be valid."""
     answer = session.call("GET", "auth/token/lookup-self", budget)
     data = data_of(answer)
     if not data:
-        why, remedy = session.words_of(answer), ""
+        why, remedy, alive = session.words_of(answer), "", False
         if answer.status == 403:  # the policy "default" allows it, and so does the one of vault-setup
-            why, remedy = session.why_invalid()
-            remedy += "; if signing works all the same, "
+            alive = session.is_alive(budget)
+            why, remedy = (_NOT_ALLOWED, "") if alive else session.why_invalid()
+            remedy += "" if alive else "; if signing works all the same, "
         hint = f'{remedy}allow it with: path "auth/token/lookup-self" {{ capabilities = ["read"] }}'
         message = f"the token cannot be looked at: {why}"
-        return Note(message, "auth", hint, NoteLevel.WARNING, "credentials"), False
+        return Note(message, "auth", hint, NoteLevel.WARNING, "credentials"), alive
     session.learn_uses(data)
     left, policies = seconds(data.get("ttl")), list(map(str, data.get("policies") or ()))
     life = f"valid for {write_duration(left)}" if left else "without an end"

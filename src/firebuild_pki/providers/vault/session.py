@@ -249,18 +249,26 @@ class Session:
             return "the token is used up (num_uses)", "make one without num_uses, or with a larger one"
         answer = self._with(self._token, Request("GET", "auth/token/lookup-self"), budget)
         wanted = self._settings.namespace or ""
-        if answer.status == 403:
+        if answer.status == 403 and not self.is_alive(budget):
             return self.why_invalid()
         home = str(answer.data.get("namespace_path") or "").strip("/")
-        if home != wanted:
+        if answer.status != 403 and home != wanted:
+            there = f"set namespace to {home}" if home else "leave namespace out"
             return (
                 f'the token is of the namespace "{home}", and the settings name "{wanted}"',
-                f"set namespace to {home}, or make a token there",
+                f"{there}, or make a token there",
             )
         return (
             "the policies of the token do not allow it",
             f'the policy needs: path "{path}" {{ capabilities = ["update"] }}',
         )
+
+    def is_alive(self, budget: Budget) -> bool:
+        """Tell whether a token that may not look at itself is valid nonetheless, as far as that can be told.
+
+        A token that may do anything below a mount may ask what it is. Costs one use of the token.
+        """
+        return self.look(f"sys/internal/ui/mounts/{self._settings.mount}", budget).status == 200
 
     def why_invalid(self) -> tuple[str, str]:
         """Find out why a token may not even look at itself, which nearly all policies allow.
@@ -352,6 +360,8 @@ class Session:
         elif "permission denied" in answer.errors or answer.status == 404:
             mounted = f"is {login.method} mounted at auth/{login.mount}{self._in_namespace()}?"
             hint = f"{mounted} look at auth.mount and at namespace; {hint}"
+            if login.mount.startswith("auth/"):
+                hint = f"write auth.mount without auth/: {login.mount.removeprefix('auth/')}; {hint}"
         return ProviderError(f"the login with {login.method} at {login.path} was refused: {said}", hint=hint)
 
     def words_of(self, answer: Answer) -> str:

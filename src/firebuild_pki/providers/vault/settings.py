@@ -85,10 +85,11 @@ def _check_path(value: str) -> str:
 
 
 def _check_name(value: str) -> str:
-    if "/" in _check_path(value):
+    trimmed = _check_path(value)
+    if "/" in trimmed:
         text = f'expected a name without a slash, found "{value}"'
         raise PydanticCustomError("vault_name", "{text}", {"text": text})
-    return value
+    return trimmed
 
 
 MountPath = Annotated[str, AfterValidator(_check_path)]
