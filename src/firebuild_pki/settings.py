@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -143,6 +144,10 @@ _MAX_SECRET = 1024 * 1024
 """More bytes than any secret has, be it a bundle of keys; protects from a wrong path."""
 
 
+_USUAL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+"""What a shell can export (POSIX, XBD section 8.1); tokens have dots and dashes besides."""
+
+
 class SecretRef(Settings):
     """Where a secret is, never the secret itself: ``{env: NAME}`` or ``{file: PATH}``."""
 
@@ -189,6 +194,12 @@ class SecretRef(Settings):
         """
         if self.env is not None:
             where, secret = f"the environment variable {self.env}", environ.get(self.env)
+            if secret is None and not _USUAL_NAME.fullmatch(self.env):  # the secret itself, most likely
+                raise SecretError(
+                    "expected a secret in an environment variable, but the name in {env: NAME} (not shown) "
+                    "is that of none",
+                    hint="write the name of a variable there, not the secret, and export it",
+                )
             if secret is None:
                 raise SecretError(
                     f"expected a secret in {where}, but it is not set",

@@ -119,4 +119,7 @@ def test_nothing_is_revoked_if_a_file_cannot_be_read(cli: Cli, pair: Path, insta
     cli.setenv("FIREBUILD_CA__MOODY__MOODS", "[revokes]")
     done = cli("ca", "revoke", pair / "server.pem", pair / "server-key.pem", "--ca", "moody", status=2)
     assert done.out == ""
-    assert done.err.startswith("error: ")
+    assert done.err == (
+        f"error: {pair / 'server-key.pem'}: expected a certificate in PEM, found a private key\n"
+        "  hint: has this file been swapped with that of the certificate?\n"
+    )

@@ -46,6 +46,11 @@ def test_secrets_are_fetched_from_where_they_are(tmp_path: Path) -> None:
     ("reference", "message"),
     [
         ({"env": "TOKEN"}, "expected a secret in the environment variable TOKEN, but it is not set"),
+        (
+            {"env": "hvs.CAESIJ-secret"},
+            "expected a secret in an environment variable, but the name in {env: NAME} (not shown) is "
+            "that of none",
+        ),
         ({"env": "EMPTY"}, "expected a secret in the environment variable EMPTY, but it is empty"),
         ({"file": "empty"}, "expected a secret in the file empty, but it is empty"),
         ({"file": "none"}, "cannot read a secret from the file none: No such file or directory"),

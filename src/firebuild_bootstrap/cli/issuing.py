@@ -30,7 +30,7 @@ from firebuild_pki import (
 )
 from firebuild_pki.config import PositiveDuration
 from firebuild_pki.display import one_line
-from firebuild_pki.preflighting import CertificateFacts, certificate_facts
+from firebuild_pki.preflighting import CertificateFacts, certificates_of
 
 _PRIVATE = 0o600
 _PUBLIC = 0o644
@@ -282,8 +282,8 @@ def revoke_files(
         firebuild_pki.CAError: the provider cannot be opened, or cannot revoke.
     """
     try:
-        contents = {str(path): read_named(path).data for path in files}
-        facts = {name: certificate_facts(data)[0] for name, data in contents.items()}
+        contents = {str(path): read_named(path) for path in files}
+        facts = {name: certificates_of(content)[0] for name, content in contents.items()}
     except CAError as error:
         raise InputError(error.message, hint=error.hint) from error
     build_id = f"revoke-{secrets.token_hex(4)}"
@@ -295,7 +295,10 @@ def revoke_files(
                 provider=settings.provider,
                 hint=f"they end by themselves, the last one at {until:%Y-%m-%d %H:%M:%SZ}",
             )
-        return [_revoke(authority, name, data, facts[name], issuer_gone) for name, data in contents.items()]
+        return [
+            _revoke(authority, name, content.data, facts[name], issuer_gone)
+            for name, content in contents.items()
+        ]
 
 
 def _revoke(

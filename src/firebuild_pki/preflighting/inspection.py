@@ -44,6 +44,7 @@ from firebuild_pki.pem_files import (
     Content,
     Foreign,
     Source,
+    blocks_in,
     blocks_of,
     is_cut_off,
     labelled,
@@ -131,6 +132,17 @@ def certificate_facts(pem: bytes) -> tuple[CertificateFacts, ...]:
         return tuple(map(_facts, certificates))
     except Exception as error:  # untrusted input, and each parser fails with exceptions of its own
         raise MaterialError(f"a certificate in the input cannot be read: {error_message(error)}") from error
+
+
+def certificates_of(content: Content) -> tuple[CertificateFacts, ...]:
+    """Read the certificates of a file that is to hold some; whatever else is in it is left out.
+
+    Raises:
+        CAError: there is none; names the file, and what it holds instead.
+    """
+    blocks = blocks_in(content.source, content.data, CERTIFICATE_LABELS, "a certificate")
+    found = parse_certificates(b"\n".join(block.pem for block in blocks), str(content.source))
+    return tuple(map(_facts, found))
 
 
 def _facts(certificate: x509.Certificate) -> CertificateFacts:
