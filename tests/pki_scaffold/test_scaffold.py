@@ -13,6 +13,10 @@ import pytest
 
 from firebuild_pki import API_VERSION, CAError
 from firebuild_pki.scaffold import new_plugin
+from pki import conftest
+from pki.conftest import Install
+
+install = conftest.install
 
 NAME = "acme-ca"
 PACKAGE = "firebuild_pki_acme_ca"
@@ -180,6 +184,14 @@ def test_a_setting_is_not_a_name(name: str, tmp_path: Path) -> None:
 def test_an_installed_provider_is_not_a_name(tmp_path: Path) -> None:
     with pytest.raises(CAError, match='"embedded" is the name of a plugin of firebuild'):
         new_plugin("embedded", tmp_path)
+
+
+def test_nor_is_that_of_a_key_store_whose_distribution_it_would_replace(
+    install: Install, tmp_path: Path
+) -> None:
+    install("firebuild-pki-kms", "", name="kms", module="kms_pki", group="firebuild_pki.key_stores")
+    with pytest.raises(CAError, match=r'"kms" is the name of a plugin of firebuild-pki-kms 1\.2'):
+        new_plugin("kms", tmp_path / "new")
 
 
 def test_a_missing_directory_is_made(tmp_path: Path) -> None:

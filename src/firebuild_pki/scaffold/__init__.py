@@ -83,7 +83,7 @@ def _check_name(name: str) -> None:
     if name in RESERVED_NAMES | {one.replace("_", "-") for one in RESERVED_NAMES}:
         raise CAError(f'"{name}" is a setting of the section ca, and cannot be the name of a provider')
     catalog = PluginCatalog()
-    for plugin in (*catalog.providers(), *catalog.observers()):
+    for plugin in (*catalog.providers(), *catalog.observers(), *catalog.key_stores()):
         if plugin.name == name:
             raise CAError(f'"{name}" is the name of a plugin of {plugin}', hint="choose another name")
 
