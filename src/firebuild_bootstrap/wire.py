@@ -25,6 +25,7 @@ CHUNK_BYTES: Final = 1024 * 1024
 # CONNECT: with that its next connections reach the gRPC server's own TLS, which is not ended on the way.
 CONTACT_PROTOCOL: Final = "firebuild/2"
 TOKEN_BYTES: Final = 16
+HOST_NAME: Final = "firebuild"  # of a machine that builds
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 

@@ -16,6 +16,8 @@ import pytest
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.guest.enter import Launcher
+from firebuild_bootstrap.guest.netfiles import network_files
+from firebuild_bootstrap.layers.root import Root
 from firebuild_bootstrap.sandbox import IdMap
 from guest.build import Build, run_command, workdir_command
 from support import REPO
@@ -281,6 +283,22 @@ def test_a_root_that_is_mounted_read_only_is_an_error_with_the_path(build: Build
 HOSTS = "etc/hosts"
 
 
+def test_a_command_finds_the_name_of_its_machine_in_the_hosts_file(build: Build) -> None:
+    # 127.0.0.1 is what containers say, and 127.0.1.1 what Debian says.
+    script = "name=$(busybox hostname); busybox awk -v name=$name '$2 == name' /etc/hosts; echo $name"
+    assert output_of(build, script) == "127.0.1.1 firebuild\nfirebuild\n"
+    assert not (build.image / HOSTS).exists()
+
+
+def test_a_name_that_the_hosts_file_has_is_not_added_again(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    outer = Path("/etc/hosts").read_text()
+    with Root(str(tmp_path)) as root:
+        for name, added in (("localhost", ""), ("local", "127.0.1.1 local\n"), ("", "")):
+            with network_files(root, name):
+                assert (tmp_path / HOSTS).read_text() == outer + added
+
+
 @pytest.mark.parametrize(
     ("before", "command", "after"),
     [
@@ -373,7 +391,7 @@ def test_names_resolve_as_in_the_machine_around_even_through_a_dangling_link(bui
     (build.image / "etc/resolv.conf").symlink_to("../run/resolve/stub.conf")
     (build.image / "etc/hosts").symlink_to("/../../../hosts")
     assert output_of(build, "cat /etc/resolv.conf; cat /etc/hosts") == (
-        Path("/etc/resolv.conf").read_text() + Path("/etc/hosts").read_text()
+        Path("/etc/resolv.conf").read_text() + Path("/etc/hosts").read_text() + "127.0.1.1 firebuild\n"
     )
     assert not (build.image / "run").exists()
     assert not (build.image / "hosts").exists()

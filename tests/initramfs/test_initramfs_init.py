@@ -224,8 +224,9 @@ def steps(monkeypatch: Patch) -> list[str]:
 
         return note
 
-    for name in ("notice_ctrl_alt_del", "mount_file_systems", "load_modules", "mount_drive", "end_processes"):
+    for name in ("notice_ctrl_alt_del", "mount_file_systems", "name_machine", "load_modules", "mount_drive"):
         monkeypatch.setattr(init_system, name, noting(name))
+    monkeypatch.setattr(init_system, "end_processes", noting("end_processes"))
     monkeypatch.setattr(init_system, "release_drive", noting("release_drive", ""))
     monkeypatch.setattr(init_system, "end_machine", noting("end_machine"))
     monkeypatch.setattr(init_system, "quiet_kernel", noting("quiet_kernel"))
@@ -248,8 +249,8 @@ def test_everything_happens_in_order(steps: list[str]) -> None:
     with pytest.raises(SystemExit, match="did not reboot"):
         init.main()
     assert steps == [
-        *("notice_ctrl_alt_del", "mount_file_systems", "load_modules", "bring_up", "mount_drive"),
-        *("run_vminit", "end_processes", "release_drive", "quiet_kernel"),
+        *("notice_ctrl_alt_del", "mount_file_systems", "name_machine", "load_modules", "bring_up"),
+        *("mount_drive", "run_vminit", "end_processes", "release_drive", "quiet_kernel"),
         *(Report("success", 0).line(), "end_machine"),
     ]
 

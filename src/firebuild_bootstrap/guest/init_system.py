@@ -6,9 +6,12 @@ import ctypes
 import errno
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+
+from firebuild_bootstrap import wire
 
 from . import kernel
 from .init_settings import InitError, say
@@ -53,6 +56,11 @@ def mount_file_systems() -> None:
             kernel.mount(kind, target, kind, flags, data)
         except OSError as error:
             raise InitError("kernel", str(error)) from error
+
+
+def name_machine() -> None:
+    """Give the machine a name that its hosts file can have: the kernel's `(none)` is none."""
+    socket.sethostname(wire.HOST_NAME)
 
 
 def load_modules(directory: str = MODULES, release: str = "") -> None:

@@ -25,25 +25,40 @@ _MAX_BYTES = 1 << 20
 
 
 @contextmanager
-def network_files(root: Root) -> Iterator[None]:
+def network_files(root: Root, name: str = "") -> Iterator[None]:
     """Put the machine's own files into the image, whose /etc exists, and afterwards the image's back.
+
+    Args:
+        root: the image.
+        name: the machine's, which is looked up by sudo, Java, Erlang, mail servers and many others; it gets a
+            line in the hosts file that has none for it.
 
     Raises:
         OSError: a file can't be put there or back.
     """
     with ExitStack() as stack:
         # In a machine whose root is the image they are there already.
-        for path, content in ({} if root.path == "/" else _outer_files()).items():
+        for path, content in ({} if root.path == "/" else _outer_files(name)).items():
             stack.enter_context(_replaced(root, path, content))
         yield
 
 
-def _outer_files() -> Mapping[str, bytes]:
+def _outer_files(name: str) -> Mapping[str, bytes]:
     found = {}
     for path in NETWORK_FILES:
         with suppress(OSError), open(path, "rb") as file:
             found[path] = file.read(_MAX_BYTES)
+    if name and "/etc/hosts" in found:
+        found["/etc/hosts"] = _with_name(found["/etc/hosts"], name)
     return found
+
+
+def _with_name(hosts: bytes, name: str) -> bytes:
+    """Return a hosts file (hosts(5)) with the machine's name, by the address that Debian gives it."""
+    known = name.encode("utf-8", "surrogateescape")
+    if any(known in line.partition(b"#")[0].split()[1:] for line in hosts.splitlines()):
+        return hosts
+    return (hosts if hosts.endswith(b"\n") or not hosts else hosts + b"\n") + b"127.0.1.1 " + known + b"\n"
 
 
 @contextmanager

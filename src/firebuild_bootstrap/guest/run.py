@@ -91,7 +91,9 @@ def run(
             probed=attach.probed,
         )
     _check_text(request)
-    with mount_points(root, provided.mounts, borrow), network_files(root):
+    # One of `firebuild run` gets a name of its own.
+    name = os.uname().nodename if command.attach is None else ""
+    with mount_points(root, provided.mounts, borrow), network_files(root, name):
         configure()
         relay = _relay if control is None or command.attach is None else _attached(control, command.attach)
         exit_code, report = _execute(request, provided, launcher, stop, output, relay=relay)

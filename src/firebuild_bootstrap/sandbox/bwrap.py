@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
+from firebuild_bootstrap import wire
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.programs import LimitExceeded, converse, run_program
 from firebuild_bootstrap.sandbox.idmap import Host, IdMap, IdMode, IdRange, candidates
@@ -179,7 +180,7 @@ class Sandbox:
         arguments = [str(self._bwrap), "--unshare-user", "--uid", "0", "--gid", "0", "--cap-add", "ALL"]
         arguments += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--die-with-parent"]
         arguments += [] if network else ["--unshare-net"]
-        arguments += ["--hostname", "firebuild", "--proc", "/proc", "--dev", "/dev"]
+        arguments += ["--hostname", wire.HOST_NAME, "--proc", "/proc", "--dev", "/dev"]
         for directory in ("/tmp", "/run"):  # noqa: S108 - inside the sandbox, where it is empty and private
             arguments += ["--perms", "1777" if directory == "/tmp" else "0755", "--tmpfs", directory]  # noqa: S108
         for bind in binds:
