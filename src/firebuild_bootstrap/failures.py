@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,6 +43,17 @@ _NO_NETWORK: Final = tuple(
         "dial tcp: lookup",
         "EAI_AGAIN",
     )
+)
+# nginx, Apache, sshd, Go, Node.js, Java; Python's traceback has it on two lines.
+_NO_PORT: Final = re.compile(
+    r"(?:bind|listen).*permission denied|permission denied.*(?:bind|listen)"
+    r"|\.bind\(.*\n(?:[ ^~]*\n)?permissionerror|address already in use|eaddrinuse"
+)
+_NO_DEVICE: Final = re.compile(r"mknod.*not permitted")
+# sudo, sudo of a file system that is mounted nosuid, doas, pkexec and others.
+_NO_RIGHTS: Final = re.compile(
+    r'the "no new privileges" flag is set|effective uid is not 0|not installed setuid'
+    r"|must be (?:setuid root|owned by uid 0 and have the setuid bit set)"
 )
 
 
@@ -82,7 +94,8 @@ def with_remedy(
 ) -> StepFailed:
     """Return the error, with what to do where its reason, or what its step wrote last, is of the machine.
 
-    That is a full disk, a root file system that can't be written, or no network; else what its mounts lack.
+    That is a full disk, a root file system that can't be written, no network, or what containers can do and a
+    RUN here can't: listen on the ports of root, make device nodes, and gain rights; else what its mounts lack.
 
     Args:
         error: as the guest reported it.
@@ -99,9 +112,23 @@ def with_remedy(
         error.hint = "vminit has to write there: boot the machine with `rw`, or `mount -o remount,rw /` in it"
     elif any(words in line.lower() for line in output for words in _NO_NETWORK):
         error.hint = machine.no_network() if networked else "the step has no network: it says --network=none"
+    elif hint := _not_permitted("\n".join(output).lower(), machine, networked=networked):
+        error.hint = hint
     elif absent:
         error.hint = f"where the step needs it, give {'; '.join(absent)}"
     return error
+
+
+def _not_permitted(output: str, machine: Machine, *, networked: bool) -> str | None:
+    if networked and _NO_PORT.search(output):
+        return machine.no_port() or None
+    if _NO_DEVICE.search(output):
+        return machine.no_device() or None
+    if _NO_RIGHTS.search(output):
+        return (
+            "set-user-ID programs give a RUN no rights: write `USER root` before it, and the other USER after"
+        )
+    return None
 
 
 def without_output(event: BuildFailed) -> str:

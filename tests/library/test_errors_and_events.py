@@ -23,6 +23,7 @@ from firebuild_bootstrap.errors import (
 from firebuild_bootstrap.events import Event, EventBus, Notice, StepOutput
 from firebuild_bootstrap.failures import explained, with_remedy
 from firebuild_bootstrap.machine.base import Machine
+from firebuild_bootstrap.machine.local import LocalMachine
 from firebuild_pki import IdentityError, ProviderError, SettingsError
 from firebuild_pki.errors import Problem
 
@@ -85,6 +86,53 @@ def test_what_a_step_says_of_its_machine_has_a_remedy(message: str, output: list
     found = with_remedy(StepFailed(message), OneMachine(), output).hint
     assert hint in (found or "")
     assert bool(hint) == bool(found)
+
+
+class OneSandbox(OneMachine):
+    no_port = LocalMachine.no_port
+    no_device = LocalMachine.no_device
+
+
+_PORTS = "the ports of this host"
+
+
+@pytest.mark.parametrize(
+    ("output", "hint"),
+    [
+        (["[emerg] 3#3: bind() to 0.0.0.0:80 failed (13: Permission denied)", "test failed"], _PORTS),
+        (["(13)Permission denied: AH00072: make_sock: could not bind to address [::]:80"], _PORTS),
+        (["Bind to port 22 on :: failed: Permission denied.", "Cannot bind any address."], _PORTS),
+        (["listen tcp :80: bind: permission denied"], _PORTS),
+        (["Error: listen EACCES: permission denied 0.0.0.0:80"], _PORTS),
+        (["Caused by: java.net.BindException: Permission denied"], _PORTS),
+        (
+            ["    self.socket.bind(self.server_address)", "PermissionError: [Errno 13] Permission denied"],
+            _PORTS,
+        ),
+        (["    s.bind(('', 80))", "    ^^^^^", "PermissionError: [Errno 13] Permission denied"], _PORTS),
+        (['could not bind IPv4 address "127.0.0.1": Address already in use'], _PORTS),
+        (["Error: listen EADDRINUSE: address already in use :::3000"], _PORTS),
+        (["mknod: /dev/loop0: Operation not permitted"], "device nodes"),
+        (["mknod: '/x': Operation not permitted", "E: failed"], "device nodes"),
+        (['sudo: The "no new privileges" flag is set, which prevents sudo from …'], "USER root"),
+        (["sudo: effective uid is not 0, is /usr/bin/sudo on a file system with …"], "USER root"),
+        (["doas: not installed setuid"], "USER root"),
+        (["PermissionError: [Errno 13] Permission denied: 'x'", "binding.gyp not found"], ""),
+        (["touch: /x: Operation not permitted"], ""),
+    ],
+)
+def test_what_a_container_can_do_and_a_sandbox_can_not_has_a_remedy(output: list[str], hint: str) -> None:
+    found = with_remedy(StepFailed("status 1"), OneSandbox(), output).hint
+    assert hint in (found or "")
+    assert bool(hint) == bool(found)
+    # A virtual machine lets its root do that.
+    found = with_remedy(StepFailed("status 1"), OneMachine(), output).hint
+    assert bool(found) == (hint == "USER root")
+
+
+def test_a_step_with_a_loopback_of_its_own_hears_nothing_of_the_ports_of_the_host() -> None:
+    output = ["bind: Address already in use"]
+    assert with_remedy(StepFailed("x"), OneSandbox(), output, networked=False).hint is None
 
 
 def test_a_step_that_asked_for_no_network_or_lacks_a_secret_is_told_so() -> None:

@@ -243,6 +243,14 @@ class Machine(ABC):
         """Say what to do where a step reaches no other machine, or can't look up a name."""
         return "the machine's network is that of who starts it: look at its routes and its /etc/resolv.conf"
 
+    def no_port(self) -> str:
+        """Say what to do where a step can't listen on a port; empty for nothing."""
+        return ""
+
+    def no_device(self) -> str:
+        """Say what to do where a step can't make a device node; empty for nothing."""
+        return ""
+
     @abstractmethod
     def close(self) -> None:
         """Stop, and remove everything that belongs to the machine. Idempotent."""

@@ -233,6 +233,20 @@ class LocalMachine(Machine):
         """Say whose network it is; see `Machine.no_network`."""
         return "a RUN has the network and the /etc/resolv.conf of this host: does the name resolve here?"
 
+    def no_port(self) -> str:
+        """Say whose ports they are; see `Machine.no_port`."""
+        return (
+            "a RUN has the ports of this host: those below 1024 are its root's, and others may be in use. "
+            "`RUN --network=none` has a loopback of its own, and a virtual machine a network"
+        )
+
+    def no_device(self) -> str:
+        """Say where device nodes come from; see `Machine.no_device`."""
+        return (
+            "a sandbox can't make device nodes, and images have none: a RUN has a /dev of its own, "
+            "and a machine that of its kernel. Leave it out, or let it fail: `|| true`"
+        )
+
     def close(self) -> None:
         """Stop and remove everything; see `Machine.close`."""
         try:
