@@ -90,4 +90,20 @@ def test_what_no_pattern_means_is_not_read(root: Path) -> None:
 
     assert names("/a/up/d/file") == ["", "a", "a/up", "c", "c/d", "c/d/file"]
     assert names("big/one", "/w1") == ["", "big", "big/one", "w1", "w1/file"]
-    assert names("missing") == [""]
+    assert names("a/*/nothing/x") == names("")
+
+
+def test_a_pattern_that_leads_to_nothing_takes_the_names_that_its_error_tells(root: Path) -> None:
+    def names(pattern: str) -> set[str]:
+        return {entry.path for entry, _ in tree_entries(str(root), only=Taken(str(root), [pattern]))}
+
+    assert names("missing") == names("missing/x/*") == {"", *(path.name for path in root.iterdir())}
+    assert names("/a/up/d/fill") == {
+        "",
+        "a",
+        "a/up",
+        "c",
+        "c/d",
+        *(f"c/d/{x.name}" for x in (root / "c/d").iterdir()),
+    }
+    assert names("c/d/file/below") >= {"c/d/file"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import tarfile
 from pathlib import Path
@@ -106,10 +107,26 @@ LABEL of=the-last
     assert [event.stage for event in library.of(StageStarted)][3:] == ["made", "last"]
 
 
-def test_a_file_that_a_stage_does_not_have_is_an_error_at_its_line(library: Library) -> None:
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/bin/ech", "in '(usr/)?bin' there is: echo.*"),
+        ("/bing", "in '.' there is: bin.*"),
+        ("/bind/missing/x", "in 'bind' there is: a"),
+        ("/bind/a/x", "in 'bind' there is: a"),
+        ("/bind/b*/../c/d*", "in 'bind' there is: a"),
+    ],
+)
+def test_a_file_that_a_stage_does_not_have_is_an_error_at_its_line_that_names_what_is_there(
+    library: Library, path: str, hint: str
+) -> None:
     with pytest.raises(InputError) as caught:
-        library.build("FROM host AS one\nRUN true\nFROM scratch\nCOPY --from=one /bin/nothing-there /x\n")
-    assert "'/bin/nothing-there' is not in the stage 'one'" in caught.value.message
+        library.build(
+            f"FROM host AS one\nRUN mkdir /bind; >/bind/a\nFROM scratch\nCOPY --from=one {path} /x\n"
+        )
+    assert caught.value.message == f"{path!r} is not in the stage 'one'"
+    assert caught.value.hint is not None
+    assert re.fullmatch(hint, caught.value.hint)
     assert caught.value.location is not None
     assert caught.value.location.line == 4
 

@@ -100,8 +100,10 @@ class SnapshotRoot(FileRoot):
 
     def children(self, parts: Sequence[str]) -> list[Node]:
         """Return what the directory `parts` holds, sorted by name; see `FileRoot.children`."""
-        found = self._find(parts).children
-        return [Node((*parts, name), file.status) for name, file in sorted(found.items())]
+        found = self._find(parts)
+        if not stat.S_ISDIR(found.status.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), "/".join(parts))
+        return [Node((*parts, name), file.status) for name, file in sorted(found.children.items())]
 
     def open(self, parts: Sequence[str]) -> BinaryIO:
         """Open the regular file at `parts`; see `FileRoot.open`."""

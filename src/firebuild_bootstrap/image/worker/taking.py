@@ -39,8 +39,10 @@ class Taken:
     def _take(self, pattern: str, tree: Root) -> None:
         names = pattern.split("/")
         wild = [index for index, name in enumerate(names) if has_wildcard(name) or "\\" in name]
-        at = self._follow("/".join(names[: wild[0]] if wild else names), tree)
-        if at is None:
+        path = "/".join(names[: wild[0]] if wild else names)
+        at = self._follow(path, tree)
+        if at is None or tree.status(at) is None:
+            self._take_names(path, tree)
             return
         if not wild:
             self._whole.add(at)
@@ -50,6 +52,16 @@ class Taken:
             self._matched.add(at)
             self._whole.add(at)
             self._follow_links(at, tree)
+
+    def _take_names(self, path: str, tree: Root) -> None:
+        """Take what is in the deepest directory of a path that leads to nothing: the error names it."""
+        while path:
+            path = path.rpartition("/")[0]
+            at = self._follow(path, tree)
+            if at is not None and tree.is_directory(at):
+                with tree.below(at) as directory:
+                    self._passed |= {f"{at}/{name}".lstrip("/") for name in os.listdir(directory.descriptor)}
+                return
 
     def _follow_links(self, at: str, tree: Root) -> None:
         """Take what links in the directory `at` lead to, any of which a wildcard may mean."""
