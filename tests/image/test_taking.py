@@ -74,7 +74,8 @@ def seen(archive: Path, pattern: str, *, parents: bool) -> Any:
             r"a/\x",
             "a/x/f*",
         ),
-        *("[wa]*/file", "big/t*"),
+        *("[wa]*/file", "big/t*", "a/*/other", "c/*/n*", "*/*/file", "*/d/f*", "?/*/*", "w?/./file", "*/d"),
+        *("a/b*/../up/*", "**/file", "a/**/file", "*/missing/x", r"*/\d/file", "w*/file"),
     ],
 )
 def test_nothing_is_missing_of_what_a_pattern_means(root: Path, tmp_path: Path, pattern: str) -> None:
@@ -90,7 +91,8 @@ def test_what_no_pattern_means_is_not_read(root: Path) -> None:
 
     assert names("/a/up/d/file") == ["", "a", "a/up", "c", "c/d", "c/d/file"]
     assert names("big/one", "/w1") == ["", "big", "big/one", "w1", "w1/file"]
-    assert names("a/*/nothing/x") == names("")
+    assert names("c/*/file") == ["", "c", "c/d", "c/d/file"]
+    assert "c/other" not in names("*/d/*")
 
 
 def test_a_pattern_that_leads_to_nothing_takes_the_names_that_its_error_tells(root: Path) -> None:

@@ -25,7 +25,7 @@ class Taken:
         self._matched: set[str] = set()
         with Root(root) as tree:
             for pattern in patterns:
-                self._take(pattern, tree)
+                self._take("", pattern.split("/"), tree)
 
     def __contains__(self, path: object) -> bool:
         """Whether something is among it."""
@@ -36,22 +36,35 @@ class Taken:
             above = above.rpartition("/")[0]
         return above in self._whole
 
-    def _take(self, pattern: str, tree: Root) -> None:
-        names = pattern.split("/")
+    def _take(self, above: str, names: list[str], tree: Root) -> None:
+        """Take what a pattern, as its names, means in the directory `above`."""
         wild = [index for index, name in enumerate(names) if has_wildcard(name) or "\\" in name]
-        path = "/".join(names[: wild[0]] if wild else names)
+        path = "/".join([above, *(names[: wild[0]] if wild else names)])
         at = self._follow(path, tree)
         if at is None or tree.status(at) is None:
-            self._take_names(path, tree)
+            if not above:
+                self._take_names(path, tree)
             return
+        below = names[wild[0] + 1 :] if wild else []
         if not wild:
             self._whole.add(at)
-        elif any(names[wild[0] + 1 :]):  # what matches may be links to anywhere
-            self._whole.add("")
+        elif not {".", ".."}.isdisjoint(below) or any("**" in name for name in names):
+            self._whole.add("")  # links of a match before `/./` may lead to anywhere
+        elif any(below):  # links on the way to a match are not followed
+            for name in self._directories(at, tree):
+                self._take(f"{at}/{name}", below, tree)
         elif at not in self._matched:
             self._matched.add(at)
             self._whole.add(at)
             self._follow_links(at, tree)
+
+    @staticmethod
+    def _directories(at: str, tree: Root) -> list[str]:
+        try:
+            with tree.below(at) as directory, os.scandir(directory.descriptor) as found:
+                return [each.name for each in found if each.is_dir(follow_symlinks=False)]
+        except OSError:
+            return []
 
     def _take_names(self, path: str, tree: Root) -> None:
         """Take what is in the deepest directory of a path that leads to nothing: the error names it."""
