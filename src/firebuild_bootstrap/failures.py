@@ -95,7 +95,7 @@ def with_remedy(
     """Return the error, with what to do where its reason, or what its step wrote last, is of the machine.
 
     That is a full disk, a root file system that can't be written, no network, or what containers can do and
-    a RUN here can't: listen on ports of root, make device nodes, gain rights. Else it is what its mounts lack.
+    a RUN here can't: listen on ports of root, make device nodes, gain rights; else what its mounts lack.
 
     Args:
         error: as the guest reported it.
