@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.programs import MOST_OUTPUT, LimitExceeded, run_program
+from firebuild_bootstrap.sandbox import detect
 
 
 def run(script: str, *words: str, **options: Any) -> tuple[int, bytes, bytes]:
@@ -26,6 +30,17 @@ def test_a_program_gets_its_input_and_its_status_and_words_come_back(tmp_path: P
 def test_a_program_need_not_read_its_input_nor_keep_its_output_open() -> None:
     assert run("exit 0", data=bytes(1 << 20)) == (0, b"", b"")
     assert run("exec >&- 2>&- <&-; sleep 0.3; exit 4", data=bytes(1 << 20))[0] == 4
+
+
+def test_where_children_have_no_status_nothing_is_taken_for_a_success() -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with pytest.raises(MachineError, match="this process ignores SIGCHLD"):
+            run("exit 3")
+        with pytest.raises(MachineError, match="this process ignores SIGCHLD"):
+            detect()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 @pytest.mark.parametrize("stream", ["", ">&2"])
@@ -77,3 +92,15 @@ def ended(file: Path) -> bool:
             return True
         time.sleep(0.01)
     return False
+
+
+def test_a_guest_learns_how_its_commands_end_whatever_its_parent_ignores_or_blocks() -> None:
+    code = (
+        "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN);"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD]);"
+        "from firebuild_bootstrap.guest.main import main; main(['--print-flags']);"
+        "import subprocess; print(subprocess.run(['false']).returncode);"
+        "print(signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    )
+    status, output, _ = run('exec "$@"', sys.executable, "-c", code)
+    assert (status, output.splitlines()[-2:]) == (0, [b"1", b"set()"])

@@ -54,7 +54,7 @@ class Home:
         pull: Callable[[Home, Reference], StoredImage | None] | None = None,
         policy: PullPolicy = PullPolicy.MISSING,
     ) -> None:
-        self.root = root
+        self.root = root.absolute()  # the process may change its directory meanwhile
         self.check = check
         self.tasks = tasks or Tasks()
         self.policy = policy

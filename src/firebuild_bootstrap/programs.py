@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final, cast
 
+from firebuild_bootstrap.errors import MachineError
 from firebuild_pki.display import counted
 
 MOST_OUTPUT: Final = 1 << 20
@@ -32,6 +33,20 @@ _LIMITED: Final = 'ulimit -S -d "$0"; exec "$@"'
 
 class LimitExceeded(Exception):
     """A program wrote too much, or took too long, and was ended: in words that begin with `it`."""
+
+
+def check_children() -> None:
+    """Make sure that this process learns how its children end.
+
+    Raises:
+        MachineError: it ignores SIGCHLD. Then wait(2) has no status for it, and `subprocess` takes whatever
+            fails for a success.
+    """
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        raise MachineError(
+            "this process ignores SIGCHLD, so it can't learn whether the programs that it starts succeed",
+            hint="call `signal.signal(signal.SIGCHLD, signal.SIG_DFL)` first, in the main thread",
+        )
 
 
 def run_program(
@@ -65,7 +80,9 @@ def run_program(
     Raises:
         OSError: it can't be started.
         LimitExceeded: it wrote more than `most`, or did not end within `seconds`.
+        MachineError: as `check_children`.
     """
+    check_children()
     limited = [] if memory is None else ["/bin/sh", "-c", _LIMITED, str(memory >> 10)]
     pipe = subprocess.PIPE
     with subprocess.Popen(

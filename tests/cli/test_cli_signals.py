@@ -137,6 +137,32 @@ def test_a_command_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.needs("userns")
+def test_a_command_learns_how_programs_end_whatever_its_parent_ignores(
+    tmp_path: Path, dockerfile: Path
+) -> None:
+    ignoring = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"{ignoring}; {PROGRAM}",
+            "build",
+            "-t",
+            "a",
+            "-o",
+            "tar",
+            str(dockerfile.parent),
+        ],
+        env={**unmeasured(), "FIREBUILD_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_nothing_is_imported_before_signals_are_handled() -> None:
     program = (
         "import os, re, signal, sys; before = set(sys.modules)\n"

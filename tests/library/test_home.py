@@ -22,6 +22,17 @@ def test_nothing_is_made_before_it_is_needed(tmp_path: Path, monkeypatch: pytest
     assert not home.root.exists()
 
 
+def test_a_directory_stays_where_it_is_when_the_process_goes_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    home = Home(Path("home"))
+    monkeypatch.chdir("elsewhere")
+    with home.workspace("b1") as workspace:
+        assert workspace.path == tmp_path / "home/builds/b1"
+
+
 def test_the_best_mapping_is_chosen_and_can_be_demanded(tmp_path: Path) -> None:
     best: IdChoice = detect().mode.value
     assert Home(tmp_path).idmap.mode.value == best

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -53,3 +54,16 @@ def test_an_interruption_by_the_user_goes_through() -> None:
     with pytest.raises(KeyboardInterrupt):
         SerialSink(receive, failures.append)(Notice(level="info", message="one"))
     assert failures == []
+
+
+def test_a_receiver_that_means_to_interrupt_in_a_thread_of_the_server_ends_the_build() -> None:
+    def receive(event: Event) -> None:
+        raise KeyboardInterrupt
+
+    failures: list[FirebuildError] = []
+    sink = SerialSink(receive, failures.append)
+    with ThreadPoolExecutor() as pool:
+        pool.submit(sink, Notice(level="info", message="one")).result()
+    assert [one.message for one in failures] == [
+        "the receiver of the build's events failed: KeyboardInterrupt"
+    ]

@@ -17,7 +17,14 @@ from firebuild_bootstrap import messages, wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.context.entries import Entry
 from firebuild_bootstrap.errors import GuestLost, InputError, StepFailed
-from firebuild_bootstrap.events import GuestConnected, StepFinished, StepOutput, StepProgress, StepStarted
+from firebuild_bootstrap.events import (
+    Event,
+    GuestConnected,
+    StepFinished,
+    StepOutput,
+    StepProgress,
+    StepStarted,
+)
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.reader import LayerReader
 from firebuild_bootstrap.service import Limits
@@ -367,6 +374,22 @@ def test_a_guest_that_says_nothing_is_lost_and_one_that_is_alive_is_not(serve: A
         assert running.server.wait(0.05) is None
     assert "the guest fell silent during step 3" in running.outcome().message
     assert guest.end() == (grpc.StatusCode.FAILED_PRECONDITION, "the build has ended")
+
+
+def test_a_guest_is_not_lost_for_a_receiver_that_takes_its_time(serve: Any) -> None:
+    def receive(event: Event) -> None:
+        if isinstance(event, StepOutput):
+            time.sleep(1)
+
+    running = serve(commands=[RUN], limits=Limits(ping_interval=0.1, missed_pings=3), events=receive)
+    guest = running.guest()
+    guest.hear("run")
+    for _ in range(2):
+        guest.say(output=pb.Output(data=b"long\n"))
+    guest.say(done=pb.Done(step=3))
+    guest.hear("finish")
+    guest.say(done=pb.Done())
+    assert running.outcome().error is None
 
 
 def test_a_stopped_server_ends_the_session_at_once(serve: Any) -> None:

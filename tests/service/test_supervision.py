@@ -66,6 +66,17 @@ def test_each_call_gives_the_guest_new_patience() -> None:
     )
 
 
+def test_no_guest_is_silent_while_nobody_listens() -> None:
+    watched = watch()
+    watched.opened()
+    watched.seen(110.0)
+    assert watched.hold(112.0)
+    assert not watched.hold(113.0)
+    assert isinstance(watched.deadline()[1](), BuildTimeout)
+    watched.release(142.0)
+    assert watched.deadline()[0] == 155.0
+
+
 def test_without_connection_the_grace_counts_and_a_new_connection_ends_it() -> None:
     watched = watch()
     watched.opened()

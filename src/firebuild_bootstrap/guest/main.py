@@ -26,6 +26,10 @@ def main(arguments: Sequence[str] | None = None, *, alone: bool = False) -> int:
         alone: nothing else is in this process, which may fork.
     """
     parsed = _parser().parse_args(arguments)
+    # A process inherits what its parent ignores or blocks, and then no end of a child would be noticed.
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
     try:
         if parsed.mode != "bootstrap" or parsed.print_flags or parsed.print_unit:
             return _run(parsed)

@@ -16,7 +16,7 @@ from typing import IO, Any, Final
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.errors import MachineError
-from firebuild_bootstrap.programs import LimitExceeded, converse, run_program
+from firebuild_bootstrap.programs import LimitExceeded, check_children, converse, run_program
 from firebuild_bootstrap.sandbox.idmap import Host, IdMap, IdMode, IdRange, candidates
 from firebuild_bootstrap.sandbox.process import SandboxProcess, close_streams
 from firebuild_bootstrap.sandbox.runtime import Bind, Link
@@ -123,6 +123,7 @@ class Sandbox:
         Raises:
             MachineError: the sandbox could not be made, with bubblewrap's own words and the remedy.
         """
+        check_children()
         missing = next((bind for bind in binds if isinstance(bind, Bind) and not bind.source.exists()), None)
         if missing is not None:
             raise MachineError(f"{missing.source} does not exist, so it can't be shown to the sandbox")
@@ -358,6 +359,7 @@ def detect(host: Host | None = None, *, bwrap: Path | None = None) -> IdMap:
     Raises:
         MachineError: no sandbox can be made at all; the hint is the remedy for the cause found.
     """
+    check_children()  # no mapping would help
     host = host or Host.current()
     bwrap = bwrap or find_bwrap(host.path)
     words = ""

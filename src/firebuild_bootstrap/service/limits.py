@@ -72,6 +72,7 @@ class Watch:
         self._build_deadline = now + limits.build_timeout
         self._initial_deadline = now + limits.initial_timeout
         self._last_seen: float | None = None
+        self._held: float | None = None
         self._connections = 0
         self._disconnected = now
         self._left = False
@@ -89,6 +90,20 @@ class Watch:
     def seen(self, now: float) -> None:
         """The guest made an authenticated call or takes what it asked for."""
         self._last_seen = now
+
+    def hold(self, now: float) -> bool:
+        """Let the guest be silent from now on, as nobody listens; say whether that is new."""
+        first = self._held is None
+        if first:
+            self._held = now
+        return first
+
+    def release(self, now: float) -> None:
+        """Somebody listens again: the guest's patience goes on where it was."""
+        # Not `seen`: there are events that others cause, who must not keep a dead guest alive.
+        if self._held is not None and self._last_seen is not None:
+            self._last_seen = min(now, self._last_seen + now - self._held)
+        self._held = None
 
     def opened(self) -> None:
         """The guest has one more connection."""
@@ -125,7 +140,8 @@ class Watch:
             deadlines.append((self._initial_deadline, self._never_called))
         else:
             patience = self._ping_interval * self._limits.missed_pings
-            deadlines.append((self._last_seen + patience, self._fell_silent))
+            if self._held is None:
+                deadlines.append((self._last_seen + patience, self._fell_silent))
             if self._connections == 0 or self._left:
                 deadlines.append((self._disconnected + self._limits.reconnect_grace, self._disconnected_))
         return min(deadlines, key=lambda entry: entry[0])

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Literal
 
 from firebuild_bootstrap.errors import FirebuildError, InputError, StepFailed
@@ -27,25 +28,36 @@ class SerialSink:
     Args:
         sink: the receiver.
         on_failure: told once about the first error of the receiver; later events are dropped.
+        at_work: entered while an event is with the receiver, which may keep it for long: it may write to a
+            pager, or to a terminal that the user has stopped.
     """
 
-    def __init__(self, sink: EventSink, on_failure: Callable[[FirebuildError], None]) -> None:
+    def __init__(
+        self,
+        sink: EventSink,
+        on_failure: Callable[[FirebuildError], None],
+        at_work: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         self._sink = sink
         self._on_failure = on_failure
+        self._at_work = at_work
         self._lock = threading.RLock()
         self._broken = False
 
     def __call__(self, event: Event) -> None:
-        """Pass one event on; never raises."""
+        """Pass one event on; raises nothing but the KeyboardInterrupt of a Ctrl-C."""
         with self._lock:
             if self._broken:
                 return
             try:
-                self._sink(event)
+                with self._at_work():
+                    self._sink(event)
                 return
-            except KeyboardInterrupt:
-                raise
             except BaseException as error:  # a sink is foreign code, and may raise a CancelledError
+                # Ctrl-C is for the main thread; gRPC would take one of its own threads' for a lost call.
+                main = threading.current_thread() is threading.main_thread()
+                if isinstance(error, KeyboardInterrupt) and main:
+                    raise
                 self._broken = True
                 failed = FirebuildError(f"the receiver of the build's events failed: {error_text(error)}")
                 failed.__cause__ = error

@@ -57,7 +57,7 @@ class Session:
         on_guest_connected: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.events = SerialSink(events, self.fail)
+        self.events = SerialSink(events, self.fail, self._receiving)
         self.refusals = Refusals(self.events)
         self.output = BoundedOutput(self.events, limits.max_log_bytes)
         self._on_guest_connected = on_guest_connected
@@ -159,6 +159,19 @@ class Session:
             with self._changed:
                 self._watch.extend(self._clock() - began - _LONGEST)
                 self._changed.notify_all()
+
+    @contextmanager
+    def _receiving(self) -> Iterator[None]:
+        """Let the guest be silent while an event is with its receiver: nobody hears it until then."""
+        with self._changed:
+            first = self._watch.hold(self._clock())
+        try:
+            yield
+        finally:
+            if first:
+                with self._changed:
+                    self._watch.release(self._clock())
+                    self._changed.notify_all()
 
     def refuse(self, connection: str, certificate: PeerCertificate) -> None:
         """Turn a caller away whose certificate is not the guest's."""

@@ -18,6 +18,7 @@ from typing import IO, Final
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.machine.console import BoundedLog, copied
 from firebuild_bootstrap.machine.firecracker.api import FirecrackerApi, connect
+from firebuild_bootstrap.programs import check_children
 
 # FcExitCode of Firecracker (src/vmm/src/lib.rs).
 _STATUSES: Final = {
@@ -91,6 +92,7 @@ class StartedProcess(Process):
         stat_file: Path,
         log: IO[bytes] | None = None,
     ) -> None:
+        check_children()
         try:
             self._process = subprocess.Popen(
                 ["/bin/sh", "-c", _INTRODUCED, stat_file, *command],
