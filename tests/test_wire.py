@@ -75,6 +75,7 @@ def test_a_time_that_makes_no_sense_is_refused_in_a_short_sentence(name: str, va
     with pytest.raises(wire.WireError) as caught:
         wire.BootstrapBlock.from_json({**BLOCK.as_json(), name: value})
     assert len(str(caught.value)) < 200
+    assert str(caught.value).startswith(f"{name} of the metadata: ")
 
 
 def test_a_checksum_is_sha256() -> None:

@@ -355,7 +355,10 @@ class BootstrapBlock:
         if seconds is not None and not 0 <= seconds < _MAX_TIME:
             raise WireError(f"HostTime of the metadata: {host_time!r:.80} is not a time")
         interval = document.get("PingInterval") or "5s"
-        ping_interval = parse_duration(interval if isinstance(interval, str) else "")
+        try:
+            ping_interval = parse_duration(interval if isinstance(interval, str) else repr(interval))
+        except WireError as error:
+            raise WireError(f"PingInterval of the metadata: {error}") from None
         if ping_interval > MAX_INTERVAL:
             raise WireError(f"PingInterval of the metadata: {interval!r:.80} is more than a day")
         return cls(

@@ -194,6 +194,26 @@ def test_the_entrypoint_becomes_its_user(image: Path, user: str, shown: str) -> 
     assert entrypoint(image, document) == f"{shown}\n"
 
 
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"Users": {"nobody-here": {"SSHKeys": ED}}}, "the image has no user 'nobody-here'"),
+        ({"Users": {"linked": {"SSHKeys": ED}}}, "expected a file, found a symbolic link"),
+        ({"Env": {"A": "\ud800"}}, "a text that is not Unicode"),
+        ({"EntrypointJSON": '{"Cmd": ["\\ud800"]}'}, "a text that is not Unicode"),
+    ],
+)
+def test_nothing_is_written_where_anything_is_wrong(
+    image: Path, document: dict[str, Any], words: str
+) -> None:
+    with (image / "etc/passwd").open("a") as passwd:
+        passwd.write(f"linked:x:{os.getuid()}:{os.getgid()}::/linked:/bin/sh\n")
+    (image / "linked/.ssh").mkdir(parents=True)
+    (image / "linked/.ssh/authorized_keys").symlink_to("elsewhere")
+    others = {"LocalHostname": "vm1", "Env": {"B": "b"}, "EntrypointJSON": '{"Cmd": ["x"]}'}
+    assert words in refusal(image, **{**others, **document})
+
+
 def test_no_entrypoint_no_runner(image: Path) -> None:
     apply(image, EntrypointJSON="")
     assert not (image / "usr").exists()

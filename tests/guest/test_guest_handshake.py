@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -318,13 +320,43 @@ def test_an_encrypted_key_is_wrong_metadata_and_nobody_is_asked(
         serialization.PrivateFormat.PKCS8,
         serialization.BestAvailableEncryption(b"word"),
     )
-    with pytest.raises(InputError, match="no usable certificate, key or CA chain"):
+    with pytest.raises(InputError, match="Cert and Key of the Bootstrap metadata can't be used: "):
         bootstrap(replace(make_block(pki, server), key=key.decode()), str(tmp_path))
 
 
 @pytest.mark.parametrize("address", ["nowhere", "host:", ":1", "host:0", "host:99999", "host:x"])
 def test_an_address_that_is_none_is_wrong_metadata(pki: Pki, server: BuildServer, address: str) -> None:
     assert refused(replace(make_block(pki, server), host_port=address)).exit_status == 2
+
+
+LONG = "x" * 70  # of a label of a host name 63 bytes are allowed
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"host_port": f"{LONG}.example:1"},
+        {"host_port": "a..b:1"},
+        {"server_name": ".example"},
+        {"server_name": "a\0b"},
+        {"server_name": "a..\xe4"},
+    ],
+)
+def test_a_name_that_can_be_no_hosts_is_wrong_metadata(pki: Pki, server: BuildServer, names: Any) -> None:
+    error = refused(replace(make_block(pki, server), **names))
+    assert error.exit_status == 2
+    assert "HostPort or ServerName of the metadata is not a host name: " in error.message
+
+
+@pytest.mark.parametrize(
+    ("member", "name"), [("ca_chain", "CAChain"), ("cert", "Cert and Key"), ("key", "Cert and Key")]
+)
+def test_credentials_that_are_none_are_named(pki: Pki, server: BuildServer, member: str, name: str) -> None:
+    garbage: Any = {member: "garbage"}
+    error = refused(replace(make_block(pki, server), **garbage))
+    assert re.fullmatch(
+        f"{name} of the Bootstrap metadata can't be used: (it is not PEM|no .*|pem .*)", error.message
+    )
 
 
 # --- a server that no longer answers --------------------------------------------------------------

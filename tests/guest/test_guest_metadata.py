@@ -269,3 +269,9 @@ def test_metadata_that_are_no_object_are_refused(faulty: http.server.HTTPServer,
 def test_metadata_over_the_limit_are_refused(faulty: http.server.HTTPServer) -> None:
     with pytest.raises(InputError, match=r"the metadata at .* has more than \d+ bytes"):
         ask(faulty, (404, b""), (200, bytes(20 << 20)))
+
+
+@pytest.mark.parametrize("host", ["x" * 70, "a..b"])
+def test_a_name_that_can_be_no_hosts_is_refused_at_once(host: str) -> None:
+    with pytest.raises(InputError, match=f"--mmds http://{host}: expected a host name"):
+        MetadataClient(f"http://{host}").read()

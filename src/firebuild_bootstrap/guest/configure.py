@@ -19,7 +19,7 @@ from firebuild_bootstrap.layers.root import Metadata, Root
 from firebuild_bootstrap.values import dataclass
 
 from .errors import GuestExit, InputError, StepError
-from .users import Users
+from .users import Identity, Users
 
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 _BEGIN, _END = "# begin of what vminit manages", "# end of what vminit manages"
@@ -71,15 +71,20 @@ def configure(
     notes = []
     try:
         with Root(root_path) as root:
+            files = []
             if paths.environment_file:
-                _write(root, paths.environment_file, "".join(f"{line}\n" for line in variables), 0o644)
+                files.append((paths.environment_file, "".join(f"{line}\n" for line in variables), 0o644))
             if hostname:
-                _write(root, paths.hostname_file, f"{hostname}\n", 0o644)
-                _write(root, paths.hosts_file, _hosts(root, paths.hosts_file, hostname, addresses), 0o644)
-            for name, keys in users.items():
-                authorize(root, name, keys)
+                hosts = _hosts(root, paths.hosts_file, hostname, addresses)
+                files += [(paths.hostname_file, f"{hostname}\n", 0o644), (paths.hosts_file, hosts, 0o644)]
             if script is not None:
-                _write(root, paths.runner_file, script, 0o755)
+                files.append((paths.runner_file, script, 0o755))
+            contents = [(path, _encoded(text), mode) for path, text, mode in files]
+            owners = {name: _owner_of_keys(root, name) for name in users}
+            for path, content, mode in contents:
+                _write(root, path, content, mode)
+            for name, keys in users.items():
+                authorize(root, owners[name], keys)
     except OSError as error:
         raise InputError(f"{error.filename or root_path}: {error.strerror}") from error
     except StepError as error:
@@ -92,8 +97,14 @@ def configure(
     return notes
 
 
-def _write(root: Root, path: str, text: str, mode: int) -> None:
-    content = text.encode("utf-8", "surrogateescape")
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can escape
+        raise InputError("the metadata hold a text that is not Unicode") from error
+
+
+def _write(root: Root, path: str, content: bytes, mode: int) -> None:
     with root.locate(path, parents=(0, 0)):
         pass  # the parents exist now
     root.write(path, [content], Metadata((0, 0), mode), follow=True)
@@ -327,8 +338,8 @@ def _is_base64(text: str) -> bool:
         return False
 
 
-def authorize(root: Root, name: str, keys: list[str]) -> None:
-    """Add keys to the user's `.ssh/authorized_keys`; those already there stay, none is added twice.
+def _owner_of_keys(root: Root, name: str) -> Identity:
+    """Look up whose keys are to be written.
 
     Raises:
         InputError: there is no such user, no home, or a link or another thing is where a file should be.
@@ -336,11 +347,28 @@ def authorize(root: Root, name: str, keys: list[str]) -> None:
     identity = Users(root).home(name)
     if identity is None:
         raise InputError(f"Users of the metadata: the image has no user {name!r}")
-    owner = (identity.uid, identity.gid)
-    folder = posixpath.join("/", identity.home, ".ssh")
-    path = f"{folder}/authorized_keys"
     if not root.is_directory(identity.home):
         raise InputError(f"Users of the metadata: the home {identity.home} of {name} does not exist")
+    folder = _folder_of_keys(identity)
+    _refuse_link(root, folder, stat.S_IFDIR)
+    if root.is_directory(folder):
+        _refuse_link(root, f"{folder}/authorized_keys", stat.S_IFREG)
+    return identity
+
+
+def _folder_of_keys(identity: Identity) -> str:
+    return posixpath.join("/", identity.home, ".ssh")
+
+
+def authorize(root: Root, identity: Identity, keys: list[str]) -> None:
+    """Add keys to the user's `.ssh/authorized_keys`; those already there stay, none is added twice.
+
+    Raises:
+        InputError: a link or another thing is where a file should be.
+    """
+    owner = (identity.uid, identity.gid)
+    folder = _folder_of_keys(identity)
+    path = f"{folder}/authorized_keys"
     _refuse_link(root, folder, stat.S_IFDIR)
     root.make_directory(folder, Metadata(owner, 0o700))
     root.set_directory(folder, Metadata(owner, 0o700))

@@ -91,17 +91,19 @@ def client_context(block: wire.BootstrapBlock) -> ssl.SSLContext:
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     # Servers that do not know the first choose the second.
     context.set_alpn_protocols([wire.CONTACT_PROTOCOL, "h2"])
+    member = "CAChain"
     try:
         context.load_verify_locations(cadata=block.ca_chain)
+        member = "Cert and Key"
         _load(context, f"{block.cert}\n{block.key}\n")
     except (ssl.SSLError, ValueError) as error:
         if getattr(error, "reason", "") == "KEY_VALUES_MISMATCH":
             raise InputError(
                 "Key of the Bootstrap metadata does not belong to the certificate in Cert"
             ) from None
-        why = (getattr(error, "reason", None) or type(error).__name__).replace("_", " ").lower()
-        message = f"the Bootstrap metadata holds no usable certificate, key or CA chain: {why}"
-        raise InputError(message) from None
+        # A text that is no PEM at all has no reason in some versions of OpenSSL.
+        why = (getattr(error, "reason", None) or "").replace("_", " ").lower() or "it is not PEM"
+        raise InputError(f"{member} of the Bootstrap metadata can't be used: {why}") from None
     return context
 
 
@@ -140,8 +142,11 @@ def first_contact(block: wire.BootstrapBlock, context: ssl.SSLContext, stop: Sto
     Raises:
         NotNow: nobody answers, or not properly.
         Refusal: one end does not accept the other.
+        InputError: the server's address or name can be nobody's.
     """
     try:
+        # Of a name that it refuses, wrap_socket would leave a socket open.
+        context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=block.server_name)
         with socket.create_connection(_address(block.host_port), min(timeout, _CONNECT_SECONDS)) as plain:
             plain.settimeout(timeout)
             tls = context.wrap_socket(plain, server_hostname=block.server_name, do_handshake_on_connect=False)
@@ -155,6 +160,11 @@ def first_contact(block: wire.BootstrapBlock, context: ssl.SSLContext, stop: Sto
         raise Refusal(_refused(error)) from error
     except OSError as error:
         raise NotNow(error.strerror or str(error)) from error
+    except (ValueError, TypeError) as error:  # Python's own: a label without or with more than 63 bytes, NUL
+        raise InputError(
+            "HostPort or ServerName of the metadata is not a host name: "
+            f"{block.host_port!r:.300}, {block.server_name!r:.300}"
+        ) from error
 
 
 def _shake_hands(tls: ssl.SSLSocket) -> Contact:

@@ -106,6 +106,8 @@ class MetadataClient:
                 return exchange(connection, self._host, method, path, headers, limit=_MAX_DOCUMENT)
         except TooLong:
             raise InputError(f"the metadata at {self._address} has more than {_MAX_DOCUMENT} bytes") from None
+        except UnicodeError as error:  # a label of more than 63 bytes, or an empty one
+            raise InputError(f"--mmds {self._address}: expected a host name") from error
         except (OSError, BadAnswer) as error:
             raise _NotYet(f"{type(error).__name__}: {error}") from error
 
