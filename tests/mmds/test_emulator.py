@@ -10,6 +10,7 @@ import stat
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -533,3 +534,43 @@ def test_a_socket_that_was_never_served_is_removed(folder: Path, store: DataStor
 )
 def test_a_malformed_header_is_named(serve: Any, header: bytes, reason: bytes) -> None:
     assert raw(serve(version=V1), b"PUT / HTTP/1.1\r\n" + header + b"\r\n\r\n").endswith(reason)
+
+
+# --- as its users' programs may use it --------------------------------------------------------------
+
+
+def test_an_emulator_may_be_started_twice_and_stopped_by_several_threads(folder: Path) -> None:
+    before = threading.active_count()
+    for number in range(5):
+        emulator = MetadataEmulator(DataStore(), folder / str(number))
+        assert emulator.start() == emulator.start()
+        with ThreadPoolExecutor(8) as pool:
+            for done in [pool.submit(emulator.stop) for _ in range(8)]:
+                done.result()
+        assert not (folder / str(number)).exists()
+    assert threading.active_count() == before
+
+
+def test_a_relative_path_is_that_of_the_directory_at_that_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    emulator = MetadataEmulator(DataStore(), Path("socket"))
+    monkeypatch.chdir("/")
+    assert emulator.start() == f"unix:{folder}/socket"
+    emulator.stop()
+    assert not (folder / "socket").exists()
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        (("localhost", 0), "expected an IP address"),
+        (("127.0.0.1", 70_000), "a port is 0 to 65535"),
+        (("203.0.113.1", 0), "loopback or link-local"),
+        (Path("/dev/null/socket"), "cannot serve metadata at /dev/null/socket: "),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_an_error_in_words(where: Any, words: str) -> None:
+    with pytest.raises(MachineError, match=words):
+        MetadataEmulator(DataStore(), where).start()

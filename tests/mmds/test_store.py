@@ -120,3 +120,13 @@ def test_writers_of_many_threads_lose_nothing() -> None:
     for thread in threads:
         thread.join()
     assert len(store.get("")) == 80
+
+
+@pytest.mark.parametrize("value", [float("nan"), b"x", {1: "x", "b": 1}, "\ud800", object()])
+def test_what_is_no_json_is_refused_without_its_content(value: object) -> None:
+    store = DataStore()
+    for write in (store.put, store.patch):
+        with pytest.raises(StoreError, match="the metadata is not JSON: ") as caught:
+            write({"Key": value})
+        assert caught.value.status == 400
+        store.put({})

@@ -359,8 +359,8 @@ def serve(materials: tuple[TLSMaterial, TLSMaterial], short_path: Path) -> Itera
             server_material=materials[0],
             guest_material=materials[1],
             limits=limits,
-            runtime_directory=short_path,
             **{
+                "runtime_directory": short_path,
                 "events": events.append,
                 "on_guest_connected": lambda: welcomed.append(time.monotonic()),
                 **options,

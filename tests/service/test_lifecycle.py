@@ -53,6 +53,19 @@ def test_after_stop_no_thread_and_no_file_is_left_and_the_port_is_free(serve: An
     again.server.stop()
 
 
+def test_a_server_is_started_once(serve: Any) -> None:
+    running = serve()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="is started once"):
+            running.server.start()
+        running.server.stop()
+
+
+def test_a_directory_that_cannot_be_used_is_an_error_in_words(serve: Any) -> None:
+    with pytest.raises(MachineError, match="/dev/null: no directory can be made: Not a directory"):
+        serve(runtime_directory=Path("/dev/null"))
+
+
 def test_stop_with_connections_open_is_quick(serve: Any) -> None:
     running = serve(limits=Limits(handshake_timeout=60))
     running.caller().ping()

@@ -40,7 +40,10 @@ def listen_unix(path: Path) -> socket.socket:
     Raises:
         MachineError: others may enter the directory, or something else is at the path.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"cannot serve metadata at {path}: {error.strerror}") from error
     with _directory(path.parent) as directory:
         details = os.fstat(directory)
         if details.st_uid != os.geteuid() or stat.S_IMODE(details.st_mode) & 0o077:
@@ -69,7 +72,12 @@ def listen_tcp(host: str, port: int) -> socket.socket:
     Raises:
         MachineError: the address is reachable from elsewhere, or it cannot be bound.
     """
-    address = ipaddress.ip_address(host)
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError as error:
+        raise MachineError(f"cannot serve metadata at {host}: expected an IP address") from error
+    if not 0 <= port <= 65535:
+        raise MachineError(f"cannot serve metadata at {host}:{port}: a port is 0 to 65535")
     if not (address.is_loopback or address.is_link_local):
         raise MachineError(
             f"metadata is served on loopback or link-local addresses only, found {host}",
@@ -79,7 +87,8 @@ def listen_tcp(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise MachineError(f"cannot serve metadata at {host}:{port}: {error.strerror}") from error
+        why = os.strerror(error.errno or 0)  # Python's own text repeats the address
+        raise MachineError(f"cannot serve metadata at {host}:{port}: {why}") from error
 
 
 class MetadataEmulator:
@@ -103,7 +112,9 @@ class MetadataEmulator:
         release: tuple[int, int] = (1, 13),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._where = where
+        # The process may change its directory meanwhile, and a guest is in another one.
+        self._where = where.absolute() if isinstance(where, Path) else where
+        self._changing = threading.Lock()
         self._service = MetadataService(store, clock=clock, version=version, release=release)
         self._thread: threading.Thread | None = None
         self._listener: socket.socket | None = None
@@ -132,7 +143,7 @@ class MetadataEmulator:
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def start(self) -> str:
-        """Begin to serve.
+        """Begin to serve; harmless when repeated.
 
         Returns:
             As `listen`.
@@ -140,7 +151,13 @@ class MetadataEmulator:
         Raises:
             MachineError: as for `listen`.
         """
+        with self._changing:
+            return self._start()
+
+    def _start(self) -> str:
         address, listener = self.listen(), self._listener
+        if self._thread is not None:
+            return address
         assert listener is not None  # noqa: S101 - made just now
         ready = threading.Event()
         thread = threading.Thread(
@@ -152,7 +169,14 @@ class MetadataEmulator:
         return address
 
     def stop(self) -> None:
-        """Close every connection and the socket, and remove its file; harmless when not started."""
+        """Close every connection and the socket, and remove its file.
+
+        Harmless when repeated, not started, or called by several threads at once.
+        """
+        with self._changing:
+            self._stop()
+
+    def _stop(self) -> None:
         if self._thread is not None:
             self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join()

@@ -29,7 +29,7 @@ class ResourceNotFound(LookupError):
 
 def compact_json(value: object) -> str:
     """Write JSON without spaces and with sorted keys, the form in which Firecracker counts and sends it."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False)
 
 
 def size_of(value: object) -> int:
@@ -67,7 +67,7 @@ class DataStore:
         """Replace everything with `document`.
 
         Raises:
-            StoreError: status 413, it is larger than the limit.
+            StoreError: status 413, it is larger than the limit; 400, it is not JSON.
         """
         self._check(document)
         with self._lock:
@@ -77,7 +77,8 @@ class DataStore:
         """Apply a JSON merge patch.
 
         Raises:
-            StoreError: status 400, nothing was put before; 413, the result is larger than the limit.
+            StoreError: status 400, nothing was put before, or it is not JSON; 413, the result is larger than
+                the limit.
         """
         with self._lock:
             if not self._initialised:
@@ -105,7 +106,10 @@ class DataStore:
         return value
 
     def _check(self, value: Any) -> None:
-        size = size_of(value)
+        try:
+            size = size_of(value)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise StoreError(f"the metadata is not JSON: {type(error).__name__}", status=400) from None
         if size > self._limit:
             raise StoreError(
                 f"the metadata takes {counted(size, 'byte')}, and the store holds {self._limit}", status=413

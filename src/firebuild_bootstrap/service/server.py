@@ -113,6 +113,7 @@ class BootstrapServer:
         self._closing = contextlib.ExitStack()
         self._running: tuple[Proxy, grpc.Server] | None = None
         self._stopping = threading.Lock()
+        self._started = False
 
     @property
     def refused_peers(self) -> int:
@@ -125,7 +126,7 @@ class BootstrapServer:
         return self._session.has_guest
 
     def start(self, listener: socket.socket | None = None) -> str:
-        """Begin to serve.
+        """Begin to serve; a server serves one build, and is started once.
 
         Args:
             listener: a listening socket, in whatever network the guest can reach; None for a free port on
@@ -136,7 +137,11 @@ class BootstrapServer:
 
         Raises:
             FirebuildError: the address or the material cannot be used.
+            RuntimeError: it was started before.
         """
+        if self._started:
+            raise RuntimeError("a bootstrap server serves one build, and is started once")
+        self._started = True
         with contextlib.ExitStack() as started:
             started.callback(self._old_calls.close)
             server, backend = self._start_grpc(started)
@@ -191,7 +196,13 @@ class BootstrapServer:
         self.stop()
 
     def _start_grpc(self, started: contextlib.ExitStack) -> tuple[grpc.Server, str]:
-        directory = tempfile.mkdtemp(prefix="firebuild-", dir=self._runtime_directory)  # mode 0700
+        try:
+            directory = tempfile.mkdtemp(prefix="firebuild-", dir=self._runtime_directory)  # mode 0700
+        except OSError as error:
+            where = self._runtime_directory or tempfile.gettempdir()
+            raise MachineError(
+                f"{where}: no directory can be made: {error.strerror}", hint=MAKE_ROOM
+            ) from error
         started.callback(shutil.rmtree, directory, ignore_errors=True)
         descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         started.callback(os.close, descriptor)
