@@ -30,7 +30,7 @@ from firebuild_pki.provider import (
     TrustBundle,
     utc_now,
 )
-from firebuild_pki.worker import Unanswered, Worker
+from firebuild_pki.worker import Forked, Unanswered, Worker
 from firebuild_pki.wrapping import as_ca_error
 
 ResultT = TypeVar("ResultT")
@@ -178,6 +178,9 @@ class GuardedProvider(CAProvider):
     def _in_time(self, doing: str, call: Callable[[], ResultT]) -> ResultT:
         try:
             return self._worker.call(doing, call)
+        except Forked as error:
+            hint = "open an authority of its own there"
+            raise ProviderError(str(error), provider=self._name, hint=hint) from None
         except Unanswered as error:
             hint = "look at the backend, or raise ca.call_timeout"
             message = str(error)

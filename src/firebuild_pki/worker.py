@@ -23,6 +23,10 @@ class Unanswered(Exception):
     """A call did not end in time, or an earlier one has not ended yet, or the thread has ended."""
 
 
+class Forked(Unanswered):
+    """This process was forked after the thread was started, which it does not have."""
+
+
 class _Wakeup:
     """Wakes one thread; an eventfd, as its writer gives the interpreter's lock away while it writes.
 
@@ -108,12 +112,15 @@ class Worker:
 
         Raises:
             Unanswered: it did not end in time, or was not made.
+            Forked: this process was forked meanwhile.
         """
         late = self._left_behind()
         if late is not None:
             raise Unanswered(f"{doing} is not possible: {late} has not ended yet")
         if self._finished:
             raise Unanswered(f"{doing} is not possible after the end")
+        if self._is_elsewhere:
+            raise Forked(f"{doing} is not possible in a process that was forked later")
         self._check()
         job = _Job(function)
         self._submit(job)
@@ -132,6 +139,8 @@ class Worker:
             Unanswered: the last call did not end in time.
         """
         self._finished = True
+        if self._is_elsewhere:
+            return  # the call is for whoever has the thread
         late = self._left_behind()
         self._jobs.append(job := _Job(function))
         self._submit(None)
@@ -140,6 +149,11 @@ class Worker:
         if not job.done:
             raise Unanswered(f"{late or 'the last call'} did not end within {limit:g} s")
         job.result()
+
+    @property
+    def _is_elsewhere(self) -> bool:
+        """Whether the thread was started before this process was forked, which has none of its threads."""
+        return self._thread.ident is not None and not self._thread.is_alive()
 
     def _left_behind(self) -> str | None:
         """Name the call that was not waited for and goes on; once it has ended, the thread is free again."""

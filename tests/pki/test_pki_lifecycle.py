@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -229,3 +231,29 @@ def test_a_flawed_ready_pair_is_refused(flaw: str, message: str) -> None:
 def test_the_key_of_a_ready_pair_is_not_shown() -> None:
     pair = ReadyPair(b"cert", b"SECRET", "a.b")
     assert "SECRET" not in repr(pair)
+
+
+def test_a_forked_process_is_told_at_once_that_the_authority_is_not_its_own() -> None:
+    code = """if True:
+        import os
+        from firebuild_pki import CAError, open_authority
+
+        with open_authority(build_id="b1") as authority:
+            authority.issue_guest()
+            if os.fork() == 0:
+                try:
+                    authority.issue_guest()
+                except CAError as error:
+                    print(error.hint)
+                authority.close()
+                with open_authority(build_id="b2") as own:
+                    print(own.issue_guest().identity, flush=True)
+                os._exit(0)
+            os.wait()
+            print(authority.issue_guest().identity)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True
+    )
+    guests = ["guest.b2.firebuild.internal", "guest.b1.firebuild.internal"]
+    assert done.stdout.splitlines() == ["open an authority of its own there", *guests]
