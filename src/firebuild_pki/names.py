@@ -192,12 +192,12 @@ class Identity:
     def __post_init__(self) -> None:
         if not _LABEL.fullmatch(self.build_id):
             raise IdentityError(
-                f'expected a build id that is a DNS label, found "{self.build_id}"',
+                f'expected a build id that is a DNS label, found "{one_line(self.build_id, 100)}"',
                 hint="use 1 to 63 lower-case letters, digits and dashes, no dash at the ends",
             )
         if not all(_LABEL.fullmatch(label) for label in self.suffix.split(".")):
             raise IdentityError(
-                f'expected a lower-case domain as name suffix, found "{self.suffix}"',
+                f'expected a lower-case domain as name suffix, found "{one_line(self.suffix, 300)}"',
                 hint="for example firebuild.internal",
             )
         if len(self.guest) > MAX_NAME:

@@ -16,7 +16,7 @@ from firebuild_pki import (
     UnsupportedOperation,
     open_authority,
 )
-from firebuild_pki.names import Names, audit_labels, check_uri, checked_labels
+from firebuild_pki.names import Identity, Names, audit_labels, check_uri, checked_labels
 from pki import characters
 from pki.tools import CLIENT_AUTH, NOW, SERVER_AUTH, Clock, ca_settings, catalog_of, leaf_of, opened
 
@@ -243,3 +243,9 @@ def test_a_uri_that_no_peer_reads_is_refused_with_the_reason(uri: str, why: str)
     with pytest.raises(IdentityError) as caught:
         check_uri(uri)
     assert why in str(caught.value)
+
+
+@pytest.mark.parametrize(("build_id", "suffix"), [("a\n\x1b[31m", "x.test"), ("b1", "a\n\x1b[31m")])
+def test_a_name_that_is_refused_is_shown_in_one_line(build_id: str, suffix: str) -> None:
+    with pytest.raises(IdentityError, match=r'found "a \\x1b\[31m"'):
+        Identity(build_id, suffix)
