@@ -6,9 +6,10 @@ import gc
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(channel or Announcer(config))
     if channel is not None:
         config.pluginmanager.register(Measurer())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep what is compiled of the tests, also where PYTHONDONTWRITEBYTECODE is set: the workers share it.
+
+    Else each rewrites the assertions of all tests for itself: two thirds of the time before its first test.
+    """
+    kept, sys.dont_write_bytecode = sys.dont_write_bytecode, False
+    try:
+        return (yield)
+    finally:
+        sys.dont_write_bytecode = kept
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
