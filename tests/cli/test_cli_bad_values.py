@@ -50,6 +50,8 @@ def places() -> Iterator[Any]:
                 continue
             others = [one for one in command.params if one.required and one is not parameter]
             words = [*path]
+            if path == ("initramfs", "build") and "compression" not in parameter.name:
+                words += ["--compress", "none"]  # where the value is good, one is made
             for one in others:
                 words += [max(one.opts, key=len), "x"] if isinstance(one, click.Option) else ["x"]
             option = max(parameter.opts, key=len) if isinstance(parameter, click.Option) else None

@@ -29,8 +29,8 @@ ENV C=d
 
 def made() -> Made:
     """Return an image that commands can be run in."""
-    programs = {f"bin/{name}": Path("/bin/busybox").read_bytes() for name in ("sh", "rm", "true")}
-    bottom = layer({"bin/": None, **programs, "etc/": None, "etc/one": "1"})
+    files = {"bin/": None, "bin/sh": Path("/bin/busybox").read_bytes(), "etc/": None, "etc/one": "1"}
+    bottom = layer(files, links={"bin/rm": "bin/sh", "bin/true": "bin/sh"})
     top = layer({"etc/two": "2"})
     return Made([bottom, top], {"Env": ["PATH=/bin", "A=b"], "Cmd": ["sh"], "StopTimeout": 7}, "acme/web:1")
 

@@ -8,6 +8,7 @@ import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,11 @@ def layer(files: Mapping[str, bytes | str | None], *, links: Mapping[str, str] |
     return out.getvalue()
 
 
+@lru_cache(maxsize=16)
+def _compressed(layer: bytes) -> bytes:
+    return gzip.compress(layer, mtime=0)
+
+
 @dataclass
 class Made:
     """An image: its layers without compression, and what its documents say."""
@@ -59,7 +65,7 @@ class Made:
 
     @property
     def blobs(self) -> list[bytes]:
-        return [gzip.compress(each, mtime=0) for each in self.layers]
+        return [_compressed(each) for each in self.layers]
 
     @property
     def manifest(self) -> dict[str, Any]:
