@@ -22,11 +22,12 @@ SECONDS = 30.0
 
 
 def install(path: Path, module: str) -> Path:
-    """Make a program out of a module of this folder."""
+    """Make a program out of a module of this folder, which coverage does not measure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     search = f"{REPO / 'tests'}:{REPO / 'src'}"
     path.write_text(
-        f'#!/bin/sh\nPYTHONPATH={search} exec {sys.executable} -m machine_firecracker.{module} "$@"\n'
+        "#!/bin/sh\nunset COVERAGE_PROCESS_CONFIG\n"
+        f'PYTHONPATH={search} exec {sys.executable} -m machine_firecracker.{module} "$@"\n'
     )
     path.chmod(0o755)
     return path
