@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROTO := src/firebuild_bootstrap/_proto
 
-.PHONY: demo test assurance bench check format proto tables docs lock package clean
+.PHONY: demo test assurance bench check check-style check-types check-generated format proto tables docs lock package clean
 
 demo: $(READY)
 	@$(BIN)/python examples/demo.py
@@ -21,16 +21,22 @@ assurance: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(if $(QUICK),--rounds 1) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ONLY)
 
-check: $(READY)
+check: check-style check-types check-generated
+
+check-style: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+check-types: $(READY)
 	$(BIN)/mypy
 	$(BIN)/mypy tests benchmarks examples
 	for plugin in $(wildcard plugins/*); do MYPYPATH=$$plugin/src:$$plugin/tests $(BIN)/mypy $$plugin/tests || exit; done
+
+check-generated: $(READY)
 	$(BIN)/python scripts/option-tables --check
 	$(BIN)/python scripts/reference --check
 	$(BIN)/python scripts/man-page --check
-	$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory proto PROTO=$(VENV)/proto
 	diff -r -x __init__.py -x __pycache__ $(VENV)/proto $(PROTO)
 
