@@ -94,7 +94,11 @@ def read_anchors(path: str | Path, setting: str) -> str:
 
 
 def _no_certificates(path: str | Path, setting: str) -> CAError:
-    return CAError(f"expected PEM certificates in {setting} {one_line(str(path))}, found none")
+    shown = one_line(str(path))
+    return CAError(
+        f"expected PEM certificates in {setting} {shown}, found none, or one that can't be read",
+        hint=f"`firebuild ca inspect {shown}` tells what is in it",
+    )
 
 
 def load_pair(

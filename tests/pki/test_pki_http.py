@@ -388,6 +388,7 @@ def test_files_that_are_of_no_use_are_named_as_the_settings_name_them(files: Fil
     cert, key = files.pair("client")
     other = files.pair("server")[1]
     (tmp_path / "binary").write_bytes(b"\xff")
+    (tmp_path / "cut").write_bytes(cert.read_bytes() + cert.read_bytes()[:200])
     (tmp_path / "open").write_bytes(key.read_bytes())
     (tmp_path / "open").chmod(0o644)
     names = ("tls.ca", "tls.cert", "tls.key", "")
@@ -396,6 +397,7 @@ def test_files_that_are_of_no_use_are_named_as_the_settings_name_them(files: Fil
     for given, said in (
         ({"ca_file": none}, f"cannot read tls.ca {none}: No such file or directory"),
         ({"ca_file": key}, f"expected PEM certificates in tls.ca {key}, found none"),
+        ({"ca_file": tmp_path / "cut"}, "found none, or one that can't be read"),
         ({"ca_file": tmp_path / "binary"}, "expected PEM certificates in tls.ca"),
         ({**where, "cert_file": none}, f"cannot read tls.cert {none}: No such file"),
         ({**where, "key_file": none}, f"cannot read tls.key {none}: No such file"),

@@ -160,8 +160,9 @@ class IssueRequest:
         ids = {build_id for build_id, _ in names.values()}
         suffixes = {suffix for _, suffix in names.values() if suffix}
         if len(ids) > 1 or len(suffixes) > 1:
+            found = " and ".join(f"{option} {one_line(name or '', 100)}" for option, name in named.items())
             raise InputError(
-                f"expected both ends of one build, found --server {server} and --guest {guest}",
+                f"expected both ends of one build, found {found}",
                 hint="call the command once for each build",
             )
         ends = tuple(option.removeprefix("--") for option in names)
@@ -353,8 +354,8 @@ def _split(option: str, name: str) -> tuple[str, str]:
     build_id, _, suffix = name.partition(".")
     if build_id == "guest" and suffix:
         raise InputError(
-            f'expected the id of a build after {option}, found "{name}"',
-            hint=f'"guest." is put before it: try {option} {suffix}',
+            f'expected the id of a build after {option}, found "{one_line(name, 100)}"',
+            hint=f'"guest." is put before it: try {option} {one_line(suffix, 100)}',
         )
     return build_id, suffix
 
