@@ -59,8 +59,12 @@ def mount_file_systems() -> None:
 
 
 def name_machine() -> None:
-    """Give the machine a name that its hosts file can have: the kernel's `(none)` is none."""
-    socket.sethostname(wire.HOST_NAME)
+    """Give the machine a name that its hosts file can have: the kernel's `(none)` is none.
+
+    A container has one already, and may forbid to change it.
+    """
+    with suppress(PermissionError):
+        socket.sethostname(wire.HOST_NAME)
 
 
 def load_modules(directory: str = MODULES, release: str = "") -> None:
