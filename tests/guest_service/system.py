@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -90,9 +92,25 @@ def _libraries(programs: Iterable[Path], more: str) -> Iterator[Entry]:
     found: dict[str, Path] = {}
     for program in programs:
         if program.read_bytes().startswith(b"\x7fELF"):
-            found.update(finder.closure(program, ()).files)
+            opened = _opened_later(program)
+            found |= {path.name: path for path in opened}
+            found.update(finder.closure(program, opened).files)
     for name, path in found.items():
         yield file(f"lib/{name}", path.read_bytes(), 0o755)
+
+
+def _opened_later(program: Path) -> list[Path]:
+    """Find the libraries that a program opens by itself and can't do without, as systemd since 259.
+
+    Its notes have them (https://uapi-group.org/specifications/specs/elf_dlopen_metadata/).
+    """
+    found = []
+    for note in re.findall(rb'\[\{"feature":[^\n\0]+?\}\]', program.read_bytes()):
+        for each in json.loads(note):
+            if each.get("priority") == "required":
+                names = [path for name in each["soname"] for path in Path("/usr/lib").glob(f"*/{name}")]
+                found += names[:1]
+    return found
 
 
 def _etc() -> Iterator[Entry]:
