@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,22 @@ class Cli:
 
     def leftovers(self) -> list[str]:
         return leftovers(self.home)
+
+
+@pytest.fixture
+def stdin(tmp_path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Let standard input of this process hold something."""
+    saved = os.dup(0)
+
+    def hold(content: bytes) -> None:
+        (tmp_path / "stdin").write_bytes(content)
+        descriptor = os.open(tmp_path / "stdin", os.O_RDONLY)
+        os.dup2(descriptor, 0)
+        os.close(descriptor)
+
+    yield hold
+    os.dup2(saved, 0)
+    os.close(saved)
 
 
 @pytest.fixture(scope="session")

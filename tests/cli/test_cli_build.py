@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -59,22 +59,6 @@ REFUSED = """
 --memory --memory-swap --network --policy --print --security-opt
 --shm-size --stream --ulimit
 """
-
-
-@pytest.fixture
-def stdin(tmp_path: Path) -> Iterator[Callable[[bytes], None]]:
-    """Let standard input of this process hold something."""
-    saved = os.dup(0)
-
-    def hold(content: bytes) -> None:
-        (tmp_path / "stdin").write_bytes(content)
-        descriptor = os.open(tmp_path / "stdin", os.O_RDONLY)
-        os.dup2(descriptor, 0)
-        os.close(descriptor)
-
-    yield hold
-    os.dup2(saved, 0)
-    os.close(saved)
 
 
 def archive(**files: str) -> bytes:

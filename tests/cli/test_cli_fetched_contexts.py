@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -140,6 +140,16 @@ def test_a_directory_of_a_repository_is_a_context_without_its_git_directory(cli:
     assert nothing_is_left(cli)
 
 
+@pytest.mark.parametrize("context", ["r.git#main:dir", "context.tar.gz"])
+def test_the_dockerfile_may_come_from_standard_input(
+    cli: Cli, web: Web, stdin: Callable[[bytes], None], context: str
+) -> None:
+    stdin(b"FROM scratch\nCOPY a /piped\n")
+    cli("build", "-q", "-t", "t/piped", "-f", "-", f"{web.url}/{context}")
+    assert files_of(cli, "t/piped") == ["piped"]
+    assert nothing_is_left(cli)
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
@@ -147,7 +157,6 @@ def test_a_directory_of_a_repository_is_a_context_without_its_git_directory(cli:
         ("WEB/junk", "WEB/junk holds neither a tar archive nor a Dockerfile"),
         ("-f x WEB/context.tar.gz", "x: the Dockerfile can't be read: No such file or directory"),
         ("-f x WEB/plain", "--file x names a file of the archive WEB/plain, and no archive came"),
-        ("-f - WEB/plain", "the build context and the Dockerfile can't come from two places"),
         ("WEB/r.git#none", "WEB/r.git can't be fetched: couldn't find remote ref none"),
         ("WEB/r.git#:none", "'none' is not in WEB/r.git"),
         ("WEB/r.git?colour=red", "WEB/r.git: the query 'colour' of a git URL is not known"),

@@ -105,7 +105,7 @@ def given(
         context: a directory, `-`, or what Docker takes for a remote context: a git repository, or the URL of
             an archive or a Dockerfile.
         dockerfile: a file, `-`, or None for `Dockerfile` in the context; with a context that is no directory,
-            a path in it.
+            `-`, or a path in it.
         home: where what came is kept meanwhile; nothing of it is left behind.
         agent: the SSH agent of git; that of the environment by default.
         say: told what is fetched.
@@ -118,10 +118,9 @@ def given(
     if context != _STDIN_NAME and remote is None:
         yield _of_directory(Path(context), dockerfile, home)
         return
-    if dockerfile == _STDIN_NAME:
-        both = "can't both come from standard input" if remote is None else "can't come from two places"
+    if context == dockerfile == _STDIN_NAME:
         raise InputError(
-            f"the build context and the Dockerfile {both}",
+            "the build context and the Dockerfile can't both come from standard input",
             hint="put the Dockerfile into the archive, and name it with --file, or leave --file - out",
         )
     with home.images.stage() as staging:
@@ -129,7 +128,7 @@ def given(
             shown = redacted(remote.url)
             say(f"fetching {shown}")
             cloned = fetch_repository(remote, None, staging.path, home.tasks, agent=agent, check=home.check)
-            found = _inside(cloned.path, dockerfile or _DOCKERFILE, _Origin(shown, f" {shown}"))
+            found = _inside(cloned.path, dockerfile, home, _Origin(shown, f" {shown}"))
             yield replace(found, remote=RemoteContext(remote, cloned.commit))
         elif remote is not None:
             say(f"fetching {redacted(remote.url)}")
@@ -174,8 +173,7 @@ def _remote(context: str) -> GitTree | Download | None:
 
 def _of_directory(directory: Path, dockerfile: str | None, home: Home) -> Given:
     if dockerfile == _STDIN_NAME:
-        text = b"".join(_pieces(home.check, MOST_TEXT, "the Dockerfile"))
-        return Given(directory, Path(_STDIN_NAME), _source(text))
+        return Given(directory, Path(_STDIN_NAME), _piped(home))
     if dockerfile is not None and scheme(dockerfile) in ("http", "https"):
         raise InputError(
             f"--file {one_line(redacted(dockerfile))} is a URL, and has to be a file",
@@ -193,7 +191,7 @@ def _received(kept: Path, dockerfile: str | None, home: Home, origin: _Origin) -
         archive = is_archive(file)
     if archive:
         _unpack(kept, unpacked, home, origin)
-        return _inside(unpacked, dockerfile or _DOCKERFILE, origin)
+        return _inside(unpacked, dockerfile, home, origin)
     if dockerfile is not None:
         raise InputError(
             f"--file {dockerfile} names a file of the archive{origin.of}, and no archive came",
@@ -245,8 +243,26 @@ def _source(text: bytes, name: str = _STDIN_NAME) -> DockerfileSource:
     return DockerfileSource.decode(name, text)
 
 
-def _inside(context: Path, name: str, origin: _Origin) -> Given:
-    """Read the Dockerfile of a context from elsewhere, whose links must not lead to files of this host."""
+def _piped(home: Home) -> DockerfileSource:
+    return _source(b"".join(_pieces(home.check, MOST_TEXT, "the Dockerfile")))
+
+
+def _inside(context: Path, dockerfile: str | None, home: Home, origin: _Origin) -> Given:
+    """Read the Dockerfile for a context from elsewhere, whose links must not lead to files of this host."""
+    if dockerfile == _STDIN_NAME:
+        path, source = Path(_STDIN_NAME), _piped(home)
+    else:
+        path, source = _read_inside(context, dockerfile or _DOCKERFILE, origin)
+    for ignore in (context / ".dockerignore", path.with_name(f"{path.name}.dockerignore")):
+        if os.path.lexists(ignore) and not stat.S_ISREG(os.lstat(ignore).st_mode):
+            raise InputError(
+                f"{ignore.name} of the build context{origin.of} is not a regular file",
+                hint="send the file itself in the archive, not a link or a device",
+            )
+    return Given(context, path, source, origin.place)
+
+
+def _read_inside(context: Path, name: str, origin: _Origin) -> tuple[Path, DockerfileSource]:
     root = ContextRoot(context)
     try:
         for spelling in _spellings(name):
@@ -271,14 +287,7 @@ def _inside(context: Path, name: str, origin: _Origin) -> Given:
         ) from error
     finally:
         root.close()
-    dockerfile = context / node.path
-    for ignore in (context / ".dockerignore", dockerfile.with_name(f"{dockerfile.name}.dockerignore")):
-        if os.path.lexists(ignore) and not stat.S_ISREG(os.lstat(ignore).st_mode):
-            raise InputError(
-                f"{ignore.relative_to(context)} of the build context{origin.of} is not a regular file",
-                hint="send the file itself in the archive, not a link or a device",
-            )
-    return Given(context, dockerfile, source, origin.place)
+    return context / node.path, source
 
 
 def _unpack(archive: Path, into: Path, home: Home, origin: _Origin) -> None:
