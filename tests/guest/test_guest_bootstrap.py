@@ -19,6 +19,7 @@ import pytest
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+from firebuild_bootstrap.guest import bootstrap as guest_bootstrap
 from firebuild_bootstrap.guest.bootstrap import bootstrap, read_block, set_clock
 from firebuild_bootstrap.guest.errors import GuestError, InputError, Interrupted, ServerLost
 from firebuild_bootstrap.guest.stop import Stop
@@ -59,12 +60,21 @@ def test_a_build_ends_in_one_success_after_all_output(pki: Pki, server: BuildSer
 
 @ROOT
 def test_a_failed_step_is_reported_once_with_everything_known(
-    pki: Pki, server: BuildServer, image: str
+    pki: Pki, server: BuildServer, image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.resources["files"] = a_file("f", b"content")
     put(server, copy_command("/f", step=7, chown="nobody-here"))
-    with pytest.raises(GuestError):
+    usual, said = signal.getsignal(signal.SIGTERM), list[tuple[str, bool]]()
+
+    def complain(text: str) -> None:
+        said.append((text, signal.getsignal(signal.SIGTERM) is usual))
+
+    monkeypatch.setattr(guest_bootstrap, "complain", complain)
+    with pytest.raises(GuestError) as failed:
         bootstrap(make_block(pki, server), image)
+    # Who was told may end this process at once: it must not die of that before it has said why.
+    assert said == [(failed.value.message, False)]
+    assert failed.value.told
     [abort] = server.aborts
     assert (abort.step, abort.exit_code, abort.reason) == (7, 0, "file")
     assert "nobody-here" in abort.error

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from firebuild_bootstrap import wire
 
 from .client import CALL_SECONDS, Client
-from .errors import GuestError, InputError, Interrupted
+from .errors import GuestError, InputError, Interrupted, complain
 from .kernel import hide_memory
 from .stop import Stop
 from .stream import NoSession, Session, join
@@ -91,6 +91,7 @@ def bootstrap(
         stack.enter_context(
             heeding_signals(lambda number: stop.set(Interrupted(number, signal.Signals(number).name)))
         )
+        stack.enter_context(_last_words())
         client = Client(block, stop, connect_timeout=connect_timeout, call_timeout=call_timeout)
         stack.callback(client.close)
         folders = {"layers": layers, "scratch": scratch, "caches": caches}
@@ -105,6 +106,17 @@ def bootstrap(
             metadata=metadata,
             **folders,
         )
+
+
+@contextmanager
+def _last_words() -> Iterator[None]:
+    """Say why the build failed while signals are heeded: a host that was told ends its machine at once."""
+    try:
+        yield
+    except GuestError as error:
+        complain(error.message)
+        error.told = True
+        raise
 
 
 def _build(

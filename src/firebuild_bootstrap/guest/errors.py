@@ -56,6 +56,7 @@ class GuestError(Exception):
         self.exit_code = exit_code
         self.exit_status = self.default_exit if exit_status is None else exit_status
         self.step = 0
+        self.told = False  # on standard error
 
 
 class InputError(GuestError):

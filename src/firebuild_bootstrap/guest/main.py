@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None, *, alone: bool = False) -> int:
 
             return _run(parsed, launcher)
     except GuestError as error:
-        complain(error.message)
+        if not error.told:
+            complain(error.message)
         return error.exit_status
     except KeyboardInterrupt:  # before the build took over the signals
         return 128 + signal.SIGINT
