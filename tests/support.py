@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import BaseServer
 from typing import TYPE_CHECKING
@@ -112,6 +113,21 @@ def serving(server: BaseServer) -> Iterator[None]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+class FilesHandler(SimpleHTTPRequestHandler):
+    """Serves files, and says nothing of it."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serving_files(directory: Path, handler: type[FilesHandler] = FilesHandler) -> Iterator[str]:
+    """Serve the files of a directory by HTTP; yields `ADDRESS:PORT`."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(directory)))
+    with serving(server):
+        yield f"127.0.0.1:{server.server_port}"
 
 
 def said_without_home(imports: str, code: str) -> str:

@@ -411,9 +411,8 @@ def _ec_problem(key: ec.EllipticCurvePublicKey, certificate: x509.Certificate) -
 
 def _forms_of_key(key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey) -> Iterator[bytes]:
     yield key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    if isinstance(
-        key, ec.EllipticCurvePublicKey
-    ):  # compressed (RFC 5480 section 2.2); nobody reads hybrid ones
+    # Compressed (RFC 5480 section 2.2); nobody reads hybrid ones.
+    if isinstance(key, ec.EllipticCurvePublicKey):
         point = key.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint)
         yield bytes((0x03, len(point) + 1, 0)) + point
 

@@ -8,7 +8,7 @@ import ssl
 import stat
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager, ProxyManager, make_headers
+from urllib3 import (
+    BaseHTTPResponse,
+    HTTPConnectionPool,
+    HTTPSConnectionPool,
+    PoolManager,
+    ProxyManager,
+    Timeout,
+    make_headers,
+)
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, LocationParseError, ProxyError
 
@@ -27,6 +35,8 @@ from firebuild_pki.display import one_line
 from firebuild_pki.errors import CAError, causes
 
 _CUT = "unexpected eof while reading"
+REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+"""Statuses of answers that lead elsewhere (RFC 9110, section 15.4)."""
 
 
 def client_context(anchors: str | None = None) -> ssl.SSLContext:
@@ -202,6 +212,39 @@ def proxy_parts(proxy: str) -> SplitResult:
     if not usable:
         raise UnusableProxy(f"{expected}, found something else")
     return parts
+
+
+def send(
+    pool: PoolManager,
+    method: str,
+    url: str,
+    *,
+    headers: Mapping[str, str],
+    body: Any = None,
+    timeout: float | Timeout,
+) -> BaseHTTPResponse:
+    """Send one request, and return its answer: not read yet, not decoded, and no redirect followed.
+
+    Args:
+        headers: besides those that every request has.
+        body: bytes, or what has `read`.
+        timeout: in seconds, for the connection and for each read.
+
+    Raises:
+        HTTPError, HTTPException, OSError, ValueError: there was no answer. They hold the request with its
+            headers, so none of them may get out.
+    """
+    return pool.urlopen(
+        method,
+        url,
+        body=body,
+        headers={"User-Agent": "firebuild", "Accept-Encoding": "identity", **headers},
+        redirect=False,
+        retries=False,
+        preload_content=False,
+        decode_content=False,
+        timeout=timeout,
+    )
 
 
 def close_now(manager: PoolManager) -> None:

@@ -22,7 +22,7 @@ from http.client import HTTPException
 from typing import Final
 from urllib.parse import urlsplit
 
-from urllib3 import BaseHTTPResponse, PoolManager, Timeout
+from urllib3 import BaseHTTPResponse, PoolManager
 from urllib3.exceptions import HTTPError
 
 from firebuild_pki.addresses import is_safe, proxy_for
@@ -38,6 +38,7 @@ from firebuild_pki.connections import (
     make_pool,
     read_anchors,
     read_retry_after,
+    send,
     speaks_tls,
     tls_context,
     tls_error,
@@ -295,18 +296,8 @@ class HTTPClient:
     ) -> HTTPAnswer:
         end = self._clock() + seconds
         try:
-            # The exceptions of urllib3 hold the request with its headers, so none of them gets out.
-            response = self._connected().urlopen(
-                method,
-                f"{self.address}{path}",
-                body=body,
-                headers={"User-Agent": "firebuild", "Accept-Encoding": "identity", **headers},
-                redirect=False,
-                retries=False,
-                preload_content=False,
-                decode_content=False,
-                timeout=Timeout(connect=seconds, read=seconds),
-            )
+            address = f"{self.address}{path}"
+            response = send(self._connected(), method, address, headers=headers, body=body, timeout=seconds)
             try:
                 data = self._read(response, end)
             except BaseException:
@@ -352,9 +343,10 @@ class HTTPClient:
                 f"{self.address}: {words}", fault=fault, hint=hint, retryable=fault is TlsFault.CUT
             )
         words = connection_words(chain)
-        if is_permanent(chain) or is_of_proxy(chain):
-            hint = BY_PROXY if is_of_proxy(chain) else self._unreachable
-            return HTTPFailure(f"{self.address}: {words}", hint=hint, retryable=not is_permanent(chain))
+        permanent, of_proxy = is_permanent(chain), is_of_proxy(chain)
+        if permanent or of_proxy:
+            hint = BY_PROXY if of_proxy else self._unreachable
+            return HTTPFailure(f"{self.address}: {words}", hint=hint, retryable=not permanent)
         if words != LATE and (failure := self._wants_tls()):  # HashiCorp Vault just hangs up
             return failure
         hint, refused = self._unreachable, None

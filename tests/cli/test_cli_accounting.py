@@ -6,8 +6,6 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +15,12 @@ from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
 from in_toto_attestation.v1.statement import Statement
 
 from cli.conftest import Cli
-from support import serving
+from support import serving_files
 
 pytestmark = pytest.mark.needs("userns", "git")
 
 SECRET = "s3cr3t-0f-the-build"
 PASSWORD = "pa55-in-a-url"
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 @pytest.fixture
@@ -46,9 +39,8 @@ def server(tmp_path: Path) -> Iterator[str]:
         ("-C", "../main.git", "update-server-info"),
     ):
         subprocess.run(["git", *words], cwd=work, check=True)
-    http = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(served)))
-    with serving(http):
-        yield f"127.0.0.1:{http.server_port}"
+    with serving_files(served) as address:
+        yield address
 
 
 def provenance(cli: Cli, tag: str, *options: str) -> dict[str, Any]:

@@ -18,8 +18,6 @@ import tarfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import click
@@ -33,7 +31,7 @@ from firebuild_bootstrap.cli import given as given_module
 from firebuild_bootstrap.cli.app import app
 from firebuild_bootstrap.dockerfile.syntax import MOST_TEXT
 from firebuild_bootstrap.image.platforms import host_platform
-from support import serving
+from support import serving_files
 
 pytestmark = pytest.mark.needs("userns")
 
@@ -645,23 +643,17 @@ def test_a_wrong_context_is_an_error(cli: Cli, value: str, message: str) -> None
     assert nothing_is_left(cli)
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        pass
-
-
 @pytest.mark.needs("userns")
 def test_what_only_cached_steps_need_is_not_asked_for(host_cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"content")
     (tmp_path / "context").mkdir()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(tmp_path)))
-    (tmp_path / "context/Dockerfile").write_text(
-        f"FROM host\nADD --checksum=sha256:{hashlib.sha256(b'content').hexdigest()} "
-        f"http://127.0.0.1:{server.server_port}/file /file\n"
-        "RUN --mount=type=secret,id=token,required test -s /run/secrets/token\n"
-    )
     arguments = ("build", "-q", "-t", "needs", tmp_path / "context")
-    with serving(server):
+    with serving_files(tmp_path) as address:
+        (tmp_path / "context/Dockerfile").write_text(
+            f"FROM host\nADD --checksum=sha256:{hashlib.sha256(b'content').hexdigest()} "
+            f"http://{address}/file /file\n"
+            "RUN --mount=type=secret,id=token,required test -s /run/secrets/token\n"
+        )
         host_cli(*arguments, "--secret", f"id=token,src={tmp_path}/file")
     host_cli(*arguments)
     failed = host_cli(*arguments, "--no-cache", status=2)

@@ -8,14 +8,12 @@ import os
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from cli.conftest import Cli
-from support import serving
+from support import serving_files
 
 pytestmark = pytest.mark.needs("userns", "git")
 
@@ -28,16 +26,11 @@ FILES = {
 }
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 class Web:
     """A web server with an archive, Dockerfiles, and a repository whose context is a directory of it."""
 
-    def __init__(self, directory: Path, port: int) -> None:
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self, directory: Path, url: str) -> None:
+        self.url = url
         with tarfile.open(directory / "context.tar.gz", "w:gz") as archive:
             for name, text in FILES.items():
                 member = tarfile.TarInfo(name)
@@ -81,9 +74,8 @@ class Web:
 @pytest.fixture(scope="module")
 def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     directory = tmp_path_factory.mktemp("web")
-    http = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(directory)))
-    with serving(http):
-        yield Web(directory, http.server_port)
+    with serving_files(directory) as address:
+        yield Web(directory, f"http://{address}")
 
 
 def files_of(cli: Cli, tag: str) -> list[str]:

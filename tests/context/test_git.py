@@ -7,8 +7,6 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -21,7 +19,7 @@ from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.solve.inputs import Inputs
 from firebuild_bootstrap.sshagent import read_agents
-from support import serving
+from support import FilesHandler, serving_files
 
 HERE = Location("Dockerfile", 2)
 _TIME = 1_600_000_000
@@ -52,17 +50,12 @@ def git(directory: Path, *words: str, text: str = "") -> str:
     return done.stdout.strip()
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 class Server:
     """Two repositories behind a web server, one a submodule of the other."""
 
-    def __init__(self, directory: Path, port: int) -> None:
+    def __init__(self, directory: Path, url: str) -> None:
         self.directory = directory
-        self.url = f"http://127.0.0.1:{port}/main.git"
+        self.url = url
         module = directory / "module"
         self._commit(module, {"inner": "of the module"})
         git(directory, "clone", "--quiet", "--bare", "module", "module.git")
@@ -107,9 +100,8 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("repositories")
-    http = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(directory)))
-    with serving(http):
-        yield Server(directory, http.server_port)
+    with serving_files(directory) as address:
+        yield Server(directory, f"http://{address}/main.git")
 
 
 @pytest.fixture
@@ -243,10 +235,10 @@ def test_a_repository_that_is_not_there_is_an_error_without_its_password(
     assert "s3cret" not in str(caught.value)
 
 
-class _LoggingIn(_Quiet):
+class _LoggingIn(FilesHandler):
     """Serves those who log in, and looks meanwhile for the password in the arguments of all processes."""
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 - of http.server
         if self.headers.get("Authorization") != f"Basic {base64.b64encode(b'me@x:s3c%ret').decode()}":
             self.send_response(401)
             self.send_header("WWW-Authenticate", 'Basic realm="x"')
@@ -261,9 +253,8 @@ class _LoggingIn(_Quiet):
 
 @pytest.fixture(scope="module")
 def login_server(server: Server) -> Iterator[str]:
-    http = ThreadingHTTPServer(("127.0.0.1", 0), partial(_LoggingIn, directory=str(server.directory)))
-    with serving(http):
-        yield f"127.0.0.1:{http.server_port}"
+    with serving_files(server.directory, _LoggingIn) as address:
+        yield address
 
 
 def test_a_login_is_in_no_argument_and_not_in_the_git_directory(

@@ -24,15 +24,14 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
 from firebuild_bootstrap.image.config import ImageConfig
-from support import serving
+from support import serving_files
 
 HERE: Final = Path(__file__).parent
 TIME: Final = 1_000_000_000  # of every file of which the case says nothing else
@@ -77,15 +76,8 @@ class Case:
             yield self.args
             return
         lay(directory / "served", self.served)
-        handler = partial(_Quiet, directory=str(directory / "served"))
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        with serving(server):
-            yield {**self.args, "URL": f"http://127.0.0.1:{server.server_port}"}
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
+        with serving_files(directory / "served") as address:
+            yield {**self.args, "URL": f"http://{address}"}
 
 
 @cache

@@ -40,7 +40,6 @@ from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
-    from firebuild_bootstrap.context.downloads import RemoteFile
     from firebuild_bootstrap.sshagent import SshAgent
 
 _CONTEXT_LIMIT: Final = 16 << 30
@@ -69,11 +68,15 @@ class _Origin:
 
     Args:
         name: for messages.
-        of: the same, behind what it holds: ` on standard input`.
+        on: what comes before it behind what it holds.
     """
 
     name: str
-    of: str
+    on: str = ""
+
+    @property
+    def of(self) -> str:
+        return f" {self.on}{self.name}"
 
     @property
     def place(self) -> ContextPlace:
@@ -87,7 +90,7 @@ class _Origin:
         )
 
 
-_ON_STDIN: Final = _Origin("standard input", " on standard input")
+_ON_STDIN: Final = _Origin("standard input", "on ")
 
 
 @contextmanager
@@ -124,34 +127,26 @@ def given(
             hint="put the Dockerfile into the archive, and name it with --file, or leave --file - out",
         )
     with home.images.stage() as staging:
-        if isinstance(remote, GitTree):
-            shown = redacted(remote.url)
-            say(f"fetching {shown}")
-            cloned = fetch_repository(remote, None, staging.path, home.tasks, agent=agent, check=home.check)
-            found = _inside(cloned.path, dockerfile, home, _Origin(shown, f" {shown}"))
-            yield replace(found, remote=RemoteContext(remote, cloned.commit))
-        elif remote is not None:
-            say(f"fetching {redacted(remote.url)}")
-            file = _downloaded(remote, staging.path, home.check)
-            found = _received(file.path, dockerfile, home, _Origin(file.url, f" {file.url}"))
-            yield replace(found, remote=RemoteContext(remote, file.digest))
-        else:
+        if remote is None:
             kept = staging.path / "stdin"
             with open(kept, "wb") as received:
                 received.writelines(_pieces(home.check, _CONTEXT_LIMIT, "the build context"))
             yield _received(kept, dockerfile, home, _ON_STDIN)
+            return
+        origin = _Origin(redacted(remote.url))
+        say(f"fetching {origin.name}")
+        if isinstance(remote, GitTree):
+            cloned = fetch_repository(remote, None, staging.path, home.tasks, agent=agent, check=home.check)
+            found, digest = _inside(cloned.path, dockerfile, home, origin), cloned.commit
+        else:
+            from firebuild_bootstrap.context.downloads import download  # few builds have one
 
-
-def _downloaded(source: Download, directory: Path, check: Callable[[], None]) -> RemoteFile:
-    from firebuild_bootstrap.context.downloads import download  # few builds have one
-    from firebuild_bootstrap.transfers import answer_of
-
-    return answer_of(
-        lambda stopped: download(
-            source.url, directory, checksum="", location=None, limits=FetchLimits(), check=stopped
-        ),
-        check,
-    )
+            limits = FetchLimits()
+            file = download(
+                remote.url, staging.path, checksum="", location=None, limits=limits, check=home.check
+            )
+            found, digest = _received(file.path, dockerfile, home, origin), file.digest
+        yield replace(found, remote=RemoteContext(remote, digest))
 
 
 def _remote(context: str) -> GitTree | Download | None:
@@ -249,14 +244,16 @@ def _piped(home: Home) -> DockerfileSource:
 
 def _inside(context: Path, dockerfile: str | None, home: Home, origin: _Origin) -> Given:
     """Read the Dockerfile for a context from elsewhere, whose links must not lead to files of this host."""
+    ignores = [context / ".dockerignore"]
     if dockerfile == _STDIN_NAME:
         path, source = Path(_STDIN_NAME), _piped(home)
     else:
         path, source = _read_inside(context, dockerfile or _DOCKERFILE, origin)
-    for ignore in (context / ".dockerignore", path.with_name(f"{path.name}.dockerignore")):
+        ignores.append(path.with_name(f"{path.name}.dockerignore"))
+    for ignore in ignores:
         if os.path.lexists(ignore) and not stat.S_ISREG(os.lstat(ignore).st_mode):
             raise InputError(
-                f"{ignore.name} of the build context{origin.of} is not a regular file",
+                f"{ignore.relative_to(context)} of the build context{origin.of} is not a regular file",
                 hint="send the file itself in the archive, not a link or a device",
             )
     return Given(context, path, source, origin.place)

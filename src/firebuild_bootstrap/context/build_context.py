@@ -171,21 +171,17 @@ class FileTree:
         return ContextResource(tuple(groups))
 
     def _download(self, source: Download, location: Location | None, *, unpack: bool) -> Group:
-        from firebuild_bootstrap.context.downloads import RemoteFile, download, remote_group
-        from firebuild_bootstrap.transfers import answer_of
+        from firebuild_bootstrap.context.downloads import download, remote_group  # few builds have one
 
-        def fetch(check: Callable[[], None]) -> RemoteFile:
-            return download(
+        with self._tasks.task(f"downloading from {_host(source.url)}"):
+            remote = download(
                 source.url,
                 self._download_directory(),
                 checksum=source.checksum,
                 location=location,
                 limits=self._limits,
-                check=check,
+                check=self._check,
             )
-
-        with self._tasks.task(f"downloading from {_host(source.url)}"):
-            remote = answer_of(fetch, self._check)
         return remote_group(remote, location, unpack=unpack)
 
     def _repository(self, source: GitTree, exclude: Sequence[str], location: Location | None) -> Group:
@@ -204,14 +200,7 @@ class FileTree:
         tree = Tree(
             root, IgnoreRules(), location, label=f"the repository {shown}", exclude=exclusions(exclude)
         )
-        try:
-            node = root.resolve(source.subdirectory.split("/"), lambda _: True)
-        except OSError as error:
-            raise InputError(
-                f"{source.subdirectory!r:.200} is not in {tree.label}",
-                hint=_SUBDIRECTORY,
-                location=location,
-            ) from error
+        node = _wanted(root, source, tree.label, location)
         if not node.is_directory:
             raise InputError(f"{node.path!r:.200} of {tree.label} is not a directory", location=location)
         commit = f"gitCommit:{cloned.commit}"
@@ -465,17 +454,19 @@ def fetch_repository(
         InputError: it can't be fetched, or the directory is not in it.
     """
     cloned = _clone(source, directory, location, FetchLimits(), tasks=tasks, agent=agent, check=check)
-    # Resolved inside the repository, whatever links are in it.
     with closing(ContextRoot(cloned.path)) as inside:
-        try:
-            node = inside.resolve(source.subdirectory.split("/"), lambda _: True)
-        except OSError as error:
-            raise InputError(
-                f"{source.subdirectory!r:.200} is not in {redacted(source.url)}",
-                hint=_SUBDIRECTORY,
-                location=location,
-            ) from error
+        node = _wanted(inside, source, redacted(source.url), location)
     return replace(cloned, path=cloned.path.joinpath(*node.parts))
+
+
+def _wanted(root: ContextRoot, source: GitTree, label: str, location: Location | None) -> Node:
+    """Find the wanted directory of a repository, inside it, whatever links are there."""
+    try:
+        return root.resolve(source.subdirectory.split("/"), lambda _: True)
+    except OSError as error:
+        raise InputError(
+            f"{source.subdirectory!r:.200} is not in {label}", hint=_SUBDIRECTORY, location=location
+        ) from error
 
 
 def _host(url: str) -> str:

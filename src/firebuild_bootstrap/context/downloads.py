@@ -1,4 +1,4 @@
-"""Sources of ADD that are downloaded, by HTTP or HTTPS.
+"""Downloads by HTTP or HTTPS: sources of ADD, and contexts.
 
 One is complete on the host before anything of the build starts. Few builds have one, so this module is
 imported when it is needed. https://docs.docker.com/reference/dockerfile/#adding-files-from-a-url
@@ -27,17 +27,20 @@ from firebuild_bootstrap.context.entries import Entry, FetchLimits, Group, check
 from firebuild_bootstrap.dockerfile.operations import file_name, redacted
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers import tar
+from firebuild_bootstrap.transfers import answer_of
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.addresses import joined, proxy_for
 from firebuild_pki.connections import (
     BY_PROXY,
     CUT_OFF,
+    REDIRECTS,
     TlsFault,
     client_context,
     close_now,
     connection_words,
     is_of_proxy,
     make_pool,
+    send,
     tls_error,
     tls_fault,
     wrapped,
@@ -52,7 +55,6 @@ _TLS_REMEDIES: Final = {
     TlsFault.CUT: _AGAIN,
     TlsFault.ISSUER: "SSL_CERT_FILE names the file of the CAs to trust",
 }
-_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS: Final = 10
 
 
@@ -96,7 +98,7 @@ def download(
         location: the instruction, for errors.
         limits: how long it may take.
         clock: monotonic seconds.
-        check: called at each piece; what it raises ends the download.
+        check: called again and again; what it raises ends the download, also while the server is silent.
 
     Raises:
         InputError: the URL is malformed, the server can't be reached, answers with anything but 2xx,
@@ -107,21 +109,24 @@ def download(
     def failed(why: str, hint: str | None = None) -> InputError:
         return InputError(f"{shown} can't be downloaded: {why}", hint=hint, location=location)
 
-    try:
-        with _opened(url, limits.idle_seconds, failed) as response:
-            deadline = clock() + limits.total_seconds
-            return _store(
-                response,
-                directory,
-                shown=shown,
-                checksum=checksum,
-                failed=failed,
-                late=lambda: clock() > deadline,
-                most=limits.total_bytes,
-                check=check,
-            )
-    except (HTTPError, OSError) as error:  # what it wraps may hold the login
-        raise failed(*_reason(error)) from None
+    def fetched(stopped: Callable[[], None]) -> RemoteFile:
+        try:
+            with _opened(url, limits.idle_seconds, failed) as response:
+                deadline = clock() + limits.total_seconds
+                return _store(
+                    response,
+                    directory,
+                    shown=shown,
+                    checksum=checksum,
+                    failed=failed,
+                    late=lambda: clock() > deadline,
+                    most=limits.total_bytes,
+                    check=stopped,
+                )
+        except (HTTPError, OSError) as error:  # what it wraps may hold the login
+            raise failed(*_reason(error)) from None
+
+    return answer_of(fetched, check)
 
 
 @contextmanager
@@ -136,19 +141,10 @@ def _opened(url: str, seconds: float, failed: Callable[..., InputError]) -> Iter
         with ExitStack() as opened:
             pool = make_pool(client_context(), proxy_for(address, os.environ, plain=True))
             opened.callback(close_now, pool)
-            response = pool.urlopen(
-                "GET",
-                address,
-                headers={"User-Agent": "firebuild", "Accept-Encoding": "identity", **login},
-                redirect=False,
-                retries=False,
-                preload_content=False,
-                decode_content=False,
-                timeout=seconds,
-            )
+            response = send(pool, "GET", address, headers=login, timeout=seconds)
             opened.callback(response.close)  # whatever is left of its body
             location = response.headers.get("Location")
-            if response.status not in _REDIRECTS or location is None:
+            if response.status not in REDIRECTS or location is None:
                 if not 200 <= response.status < 300:
                     raise failed(
                         f"the server answered {response.status} {one_line(response.reason or '', 80)}",

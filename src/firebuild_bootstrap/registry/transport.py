@@ -40,6 +40,7 @@ from firebuild_pki.connections import (
     BY_PROXY,
     LATE,
     NAMELESS,
+    REDIRECTS,
     TlsFault,
     close_now,
     connection_words,
@@ -47,6 +48,7 @@ from firebuild_pki.connections import (
     is_permanent,
     make_pool,
     read_retry_after,
+    send,
     tls_error,
     tls_fault,
     wrapped,
@@ -73,7 +75,6 @@ _PROGRESS: Final = 1 << 20
 _STORING: Final = 10
 # What may be otherwise a moment later (RFC 9110, section 15; 429 is of RFC 6585).
 _PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
-_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +275,7 @@ class Registry:
         url = call.url
         for _ in range(_MAX_REDIRECTS + 1):
             response = self._exchange(call, url, authorization if self.is_ours(url) else "")
-            if response.status not in _REDIRECTS or call.method not in ("GET", "HEAD"):
+            if response.status not in REDIRECTS or call.method not in ("GET", "HEAD"):
                 return response, url
             location = response.headers.get("Location")
             self._drained(response)
@@ -296,19 +297,14 @@ class Registry:
         )
 
     def _exchange(self, call: _Call, url: str, authorization: str) -> Response:
-        headers = {"User-Agent": "firebuild", "Accept-Encoding": "identity", **call.headers}
-        if authorization:
-            headers["Authorization"] = authorization
+        login = {"Authorization": authorization} if authorization else {}
         try:
-            response = self._pool(url).urlopen(
+            response = send(
+                self._pool(url),
                 call.method,
                 url,
                 body=call.body,
-                headers=headers,
-                redirect=False,
-                retries=False,
-                preload_content=False,
-                decode_content=False,
+                headers={**call.headers, **login},
                 timeout=Timeout(connect=self._around.seconds, read=self._patience(call)),
             )
         except (HTTPError, OSError, ValueError) as error:
