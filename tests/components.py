@@ -76,6 +76,10 @@ _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
         _program("qemu-system-x86_64"),
         "apt install qemu-system-x86; sudo tests/initramfs/fetch kernel",
     ),
+    "slirp4netns": (
+        lambda: shutil.which("slirp4netns") is not None and os.access("/dev/net/tun", os.R_OK | os.W_OK),
+        "apt install slirp4netns; sudo modprobe tun",
+    ),
     "atheris": (lambda: find_spec("atheris") is not None, "pip install atheris"),
     "faketime": (FAKETIME.exists, "apt install libfaketime"),
     "curl": (_program("curl"), "apt install curl"),

@@ -6,6 +6,7 @@ import os
 import re
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -160,6 +161,7 @@ def test_settings_that_nobody_has_written_are_those_of_the_models(monkeypatch: p
         for name, value in vars(getattr(unwritten, section)).items()
         if not name.startswith("_")
     ]
+    known.remove(("machine", "local", SimpleNamespace(**loaded.machine.local.model_dump())))
     assert known == [(part, name, getattr(getattr(loaded, part), name)) for part, name, _ in known]
     assert len(known) > 10
     assert unwritten.ca_provider == loaded.ca.provider

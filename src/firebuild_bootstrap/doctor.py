@@ -41,6 +41,7 @@ _PROGRAMS: Final = (
     ("e2fsck", "e2fsprogs", "the driver external with a drive of its own"),
     ("git", "git", "ADD of repositories, and contexts from them"),
     ("mmdebstrap", "mmdebstrap", "making Debian bases without a registry"),
+    ("slirp4netns", "slirp4netns", "a network of their own for RUN steps on this host"),
 )
 
 

@@ -256,7 +256,8 @@ def await_answer(
     """
     talk = _Conversation(checks_of(asked, config), events)
     # On this host's network a port of the image could be somebody else's, and so could the answer.
-    network = "none" if settings.machine.driver == "local" else "default"
+    hosts = settings.machine.driver == "local" and settings.machine.local.network == "host"
+    network = "none" if hosts else "default"
     request = RunRequest(image=name, attach=Attach(probed=True), network=network)
     began = time.monotonic()
     try:

@@ -76,7 +76,8 @@ def reach(kind: str, *addresses: str) -> str:
     """Say which of the addresses a program at the place of a machine's QEMU reaches."""
     from firebuild_bootstrap.machine.qemu.command import find_program
     from firebuild_bootstrap.machine.qemu.namespace import HandedFile, MachineNamespace
-    from firebuild_bootstrap.machine.qemu.uplink import TUN, Uplink
+    from firebuild_bootstrap.machine.qemu.uplink import Uplink
+    from firebuild_bootstrap.machine.usernet import TUN
     from firebuild_bootstrap.sandbox import Sandbox, detect, find_runtime
 
     sandbox, runtime = Sandbox(detect()), find_runtime()

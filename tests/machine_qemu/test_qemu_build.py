@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from baoserver import DevServer, add_role, create_token, mount_pki, sign_policy, write_policy
 from firebuild_bootstrap.layers.tar import Entry
 from firebuild_bootstrap.layers.tree import upper_entries
-from firebuild_bootstrap.machine.qemu.uplink import TUN
+from firebuild_bootstrap.machine.usernet import TUN
 from machine_qemu import lonely_host
 from machine_qemu.images import arguments, busybox_base
 from machine_qemu.kernels import require

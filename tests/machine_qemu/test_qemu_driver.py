@@ -15,8 +15,8 @@ from firebuild_bootstrap.machine.qemu import driver
 from firebuild_bootstrap.machine.qemu.command import Accelerator
 from firebuild_bootstrap.machine.qemu.driver import QemuMachine, qemu_machine
 from firebuild_bootstrap.machine.qemu.settings import QemuSettings
-from firebuild_bootstrap.machine.qemu.uplink import TUN
 from firebuild_bootstrap.machine.settings import MachineSettings
+from firebuild_bootstrap.machine.usernet import TUN
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.sandbox import detect
 from machine_qemu.fake_qemu import fake_qemu

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from firebuild_bootstrap.machine.qemu.uplink import TUN
+from firebuild_bootstrap.machine.usernet import TUN
 from machine_qemu import lonely_host
 from machine_qemu.kernels import require
 from machine_qemu.processes import is_running, machines_of

@@ -10,7 +10,8 @@ import pytest
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.machine.qemu.namespace import HandedFile, MachineNamespace
-from firebuild_bootstrap.machine.qemu.uplink import TUN, Uplink, check_tun, name_servers
+from firebuild_bootstrap.machine.qemu.uplink import Uplink, name_servers
+from firebuild_bootstrap.machine.usernet import TUN
 from firebuild_bootstrap.sandbox import Runtime, Sandbox
 from machine_qemu import lonely_host
 from machine_qemu.fake_qemu import fake_qemu
@@ -79,12 +80,3 @@ def test_this_hosts_servers_are_used_but_for_those_on_the_host_itself(tmp_path: 
 def test_a_server_that_can_not_be_reached_is_refused(server: str) -> None:
     with pytest.raises(InputError, match=f"the machine can't reach {server}"):
         name_servers(("192.0.2.9", server))
-
-
-def test_a_host_without_the_device_is_told(tmp_path: Path) -> None:
-    device = tmp_path / "tun"
-    with pytest.raises(InputError, match=r"machine\.qemu\.network: user needs .*/tun") as error:
-        check_tun(device)
-    assert "modprobe tun" in (error.value.hint or "")
-    device.touch()
-    check_tun(device)

@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
@@ -77,7 +78,8 @@ class _Unwritten:
     ca_provider = "embedded"
 
     def __init__(self) -> None:
-        self.machine = _Section(self, "machine", driver="local", ids="auto", at_once=2)
+        local = SimpleNamespace(network="host")
+        self.machine = _Section(self, "machine", driver="local", ids="auto", at_once=2, local=local)
         self.store = _Section(self, "store", path=None)
         self.cache = _Section(self, "cache", max_size=None, import_from=(), export_to=())
         self.bootstrap = _Section(

@@ -110,8 +110,9 @@ class _RunCommand(DockerCommand):
 )
 @click.option(
     "--network",
-    type=click.Choice(["none", "user"]),
-    help="none: no network; user: IPv4 to all but this host's loopback (qemu); by default as configured.",
+    type=click.Choice(["none", "user", "host"]),
+    help="none: no network; user: IPv4 to all but this host's loopback (qemu, local); "
+    "host: this host's (local). By default as configured.",
 )
 @click.option(
     "--publish",
@@ -186,12 +187,6 @@ def _run(
 ) -> int:
     request = _request(image, command, options)
     settings = _settings(options)
-    if settings.machine.driver == "local" and options["network"] == "user":
-        raise InputError(
-            "--network user: a machine of the driver local has this host's network",
-            hint="leave --network out, or use --machine qemu",
-        )
-
     from firebuild_bootstrap.running import new_id, run_image
     from firebuild_bootstrap.service.console import Console
 
@@ -255,7 +250,11 @@ def _settings(options: Mapping[str, Any], more: Mapping[str, Any] | None = None)
         "--network": ("network", options["network"]),
     }
     for option, (name, value) in wanted.items():
-        if value is None or (driver == "local" and option == "--network"):
+        if value is None:
+            continue
+        if driver == "local" and option == "--network":
+            if value != "none":  # that is of the command
+                overrides["machine.local.network"] = value
             continue
         if driver == "local" or (driver == "firecracker" and option == "--network"):
             hint = (

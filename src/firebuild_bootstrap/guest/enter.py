@@ -30,6 +30,7 @@ from typing import NamedTuple, NoReturn
 from . import kernel
 from .mounts import BadMount, MountPoint, enter_root
 
+_NET_RAW, _CAPABILITIES = 13, 64  # linux/capability.h; more than there are
 # What container engines leave to a process by default, by number (linux/capability.h).
 KEPT_CAPABILITIES = frozenset(
     {
@@ -42,7 +43,7 @@ KEPT_CAPABILITIES = frozenset(
         7,  # SETUID
         8,  # SETPCAP
         10,  # NET_BIND_SERVICE
-        13,  # NET_RAW
+        _NET_RAW,
         18,  # SYS_CHROOT
         27,  # MKNOD
         29,  # AUDIT_WRITE
@@ -54,6 +55,17 @@ NOT_FOUND = 127
 STARTED = b"+"
 """What comes with the descriptors: of the command's process, of the channel for probes where it may have some
 (probing.py), and of its terminal where it has one."""
+CONNECT, CONNECTED = b"connect", b"connected"
+"""What the host is asked for the network of the process that asks, and what it answers when that has a way
+out; anything else is why it has none."""
+# What a network of our own keeps away: link-local addresses, where clouds have their metadata, and what has
+# no meaning beyond one's own network (RFC 6890).
+_REJECTED = (
+    ("0.0.0.0", "255.0.0.0"),  # noqa: S104 - a destination
+    ("169.254.0.0", "255.255.0.0"),
+    ("224.0.0.0", "240.0.0.0"),
+    ("240.0.0.0", "240.0.0.0"),
+)
 # A pipe holds more (pipe(7)), so that writing the report never waits for the reader.
 _MAX_REPORT = 4000
 
@@ -61,7 +73,8 @@ _MAX_REPORT = 4000
 # The package is found by its path, because -I and -S keep everything else of the environment out.
 _LAUNCHER = (
     "import socket, sys; sys.path.append(sys.argv[1]); "
-    "from firebuild_bootstrap.guest.enter import serve; serve(socket.socket(fileno=int(sys.argv[2])))"
+    "from firebuild_bootstrap.guest.enter import serve; "
+    "serve(socket.socket(fileno=int(sys.argv[2])), int(sys.argv[3]))"
 )
 _PACKAGES = os.path.realpath(f"{__file__}/../../..")
 
@@ -154,34 +167,38 @@ class Launcher:
 
     Args:
         fork: make it out of this process, which has no other thread yet, rather than of a new Python.
+        uplink: a socket, which it takes over: RUNs get a network of their own, which the host connects with
+            its own when it is asked over this socket. -1 for the network around.
     """
 
-    def __init__(self, *, fork: bool = False) -> None:
+    def __init__(self, *, fork: bool = False, uplink: int = -1) -> None:
         self._control, other = socket.socketpair()
         with other:
-            self._pid = self._forked(other) if fork else self._spawned(other)
+            self._pid = self._forked(other, uplink) if fork else self._spawned(other, uplink)
+        if uplink >= 0:
+            os.close(uplink)
 
-    def _forked(self, other: socket.socket) -> int:
+    def _forked(self, other: socket.socket, uplink: int) -> int:
         pid = os.fork()
         if pid == 0:
             self._control.close()
             with open(os.devnull, "r+b") as null:  # vminit's own are read until everybody has closed them
                 for descriptor in range(3):
                     os.dup2(null.fileno(), descriptor)
-            close_others(other.fileno())
-            serve(other)
+            close_others(other.fileno(), uplink)
+            serve(other, uplink)
         return pid
 
-    def _spawned(self, other: socket.socket) -> int:
-        command = [sys.executable, "-I", "-S", "-X", "utf8", "-c", _LAUNCHER, _PACKAGES, str(other.fileno())]
+    def _spawned(self, other: socket.socket, uplink: int) -> int:
+        command = [sys.executable, "-I", "-S", "-X", "utf8", "-c", _LAUNCHER, _PACKAGES]
         import subprocess  # takes longer than all the rest, and the other way goes without
 
         process = subprocess.Popen(
-            command,
+            [*command, str(other.fileno()), str(uplink)],
             stdin=subprocess.DEVNULL,
             # Some Pythons find their own library only through it; the command itself gets its request's.
             env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
-            pass_fds=(other.fileno(),),
+            pass_fds=[number for number in (other.fileno(), uplink) if number >= 0],
             cwd="/",
         )
         process.returncode = 0  # it is reaped here
@@ -236,11 +253,16 @@ def close_others(*needed: int) -> None:
                 os.close(int(name))
 
 
-def serve(control: socket.socket) -> NoReturn:
-    """Be a launcher, with a single thread, until the other end of `control` is closed or vminit has ended."""
+def serve(control: socket.socket, uplink: int = -1) -> NoReturn:
+    """Be a launcher, with a single thread, until the other end of `control` is closed or vminit has ended.
+
+    Args:
+        uplink: see `Launcher`.
+    """
     kernel.die_with_parent(signal.SIGKILL)
     os.chdir("/")
     launcher = os.getpid()
+    disconnected = _connect(uplink) if uplink >= 0 else ""
     descriptors: list[int] = []
     while True:
         word, received = kernel.receive_descriptors(control, 1, _AT_ONCE)
@@ -252,14 +274,40 @@ def serve(control: socket.socket) -> NoReturn:
         child = os.fork()
         if child == 0:
             control.close()
-            _help(descriptors, launcher)
+            _help(descriptors, launcher, disconnected)
         while descriptors:
             os.close(descriptors.pop())
         control.sendall(bytes([exit_status(os.waitpid(child, 0)[1])]))
 
 
-def _help(descriptors: Sequence[int], launcher: int) -> NoReturn:
-    """Read the request from standard input, execute it, and exit with the command's own status."""
+def _connect(uplink: int) -> str:
+    """Move to a network of our own that the host connects with its own; return why there is none, if so."""
+    from . import init_network
+
+    try:
+        kernel.unshare(kernel.CLONE_NEWNET)
+        kernel.raise_loopback()
+        with socket.socket(fileno=uplink) as host:
+            host.send(CONNECT)
+            answer = host.recv(_MAX_REPORT)
+        if answer != CONNECTED:
+            return answer.decode("utf-8", "replace") or "the host has closed the connection"
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+            for destination, netmask in _REJECTED:
+                init_network.reject(control, destination, netmask)
+        # A packet socket (packet(7)) asks no routing table.
+        kernel.drop_capabilities(frozenset(range(_CAPABILITIES)) - {_NET_RAW})
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _help(descriptors: Sequence[int], launcher: int, disconnected: str) -> NoReturn:
+    """Read the request from standard input, execute it, and exit with the command's own status.
+
+    Args:
+        disconnected: why there is no network but one without a way out; empty where there is.
+    """
     kernel.die_with_parent(signal.SIGKILL)
     if os.getppid() != launcher:
         os._exit(1)  # it ended before the kernel was asked to tell
@@ -273,6 +321,9 @@ def _help(descriptors: Sequence[int], launcher: int) -> NoReturn:
         kernel.leave_session_keyring()
         if request.own_network:
             _leave_network()
+        elif disconnected:
+            reason = f"there is no network for RUN steps: {disconnected}"
+            raise _Refused(reason, NOT_EXECUTABLE)
         kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWIPC)
     alive, held = socket.socketpair()
     child = os.fork()

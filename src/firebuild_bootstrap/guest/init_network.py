@@ -22,7 +22,7 @@ _SIOCSIFFLAGS = 0x8914
 _SIOCSIFADDR = 0x8916
 _SIOCSIFNETMASK = 0x891C
 _IFF_UP = 1
-_RTF_UP, _RTF_GATEWAY, _RTF_HOST = 1, 2, 4
+_RTF_UP, _RTF_GATEWAY, _RTF_HOST, _RTF_REJECT = 1, 2, 4, 0x200
 _DEVICES = "/sys/class/net"
 _DEVICE_SECONDS = 5.0
 _ANY = "0.0.0.0"  # noqa: S104 - an empty field, nothing is bound to it
@@ -115,12 +115,7 @@ class Interface:
         """Add a route through it; one that exists is left alone."""
         flags = _RTF_UP | (_RTF_GATEWAY if gateway else 0) | (_RTF_HOST if netmask == _ALL_ONES else 0)
         device = ctypes.create_string_buffer(os.fsencode(self.name))
-        # struct rtentry of linux/route.h
-        route = struct.pack(
-            "@L16s16s16sHhLPhPLLH",
-            *(0, _sockaddr(destination), _sockaddr(gateway or _ANY), _sockaddr(netmask), flags),
-            *(0, 0, 0, 0, ctypes.addressof(device), 0, 0, 0),
-        )
+        route = _route(destination, netmask, flags, gateway or _ANY, ctypes.addressof(device))
         try:
             self._ioctl(self._control, _SIOCADDRT, route)
         except OSError as error:
@@ -130,6 +125,27 @@ class Interface:
     def _ask(self, request: int, data: bytes) -> bytes:
         # struct ifreq: 16 bytes of name, 24 of data
         return self._ioctl(self._control, request, struct.pack("16s24s", os.fsencode(self.name), data))
+
+
+def reject(control: socket.socket, destination: str, netmask: str) -> None:
+    """Refuse every packet to a network.
+
+    Args:
+        control: any IPv4 socket of the network namespace.
+
+    Raises:
+        OSError: the kernel does not let this process.
+    """
+    fcntl.ioctl(control, _SIOCADDRT, _route(destination, netmask, _RTF_UP | _RTF_REJECT))
+
+
+def _route(destination: str, netmask: str, flags: int, gateway: str = _ANY, device: int = 0) -> bytes:
+    # struct rtentry of linux/route.h
+    return struct.pack(
+        "@L16s16s16sHhLPhPLLH",
+        *(0, _sockaddr(destination), _sockaddr(gateway), _sockaddr(netmask), flags),
+        *(0, 0, 0, 0, device, 0, 0, 0),
+    )
 
 
 def _sockaddr(address: str) -> bytes:

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None, *, alone: bool = False) -> int:
         # All that can be done before there are metadata: a host starts its machine while it makes them.
         from .enter import Launcher
 
-        with closing(Launcher(fork=alone)) as launcher:
+        with closing(Launcher(fork=alone, uplink=parsed.uplink)) as launcher:
             from . import bootstrap, executor  # noqa: F401
 
             return _run(parsed, launcher)
@@ -177,6 +177,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="bootstrap: directory of cache mounts that outlive the build "
         "(default: they last as long as the build)",
+    )
+    parser.add_argument(
+        "--uplink",
+        type=int,
+        default=-1,
+        metavar="FD",
+        help="bootstrap: a socket of the host's, which connects a network of their own for RUN steps "
+        "(default: they have the network of the machine)",
     )
     service = parser.add_argument_group("as a service of the image").add_mutually_exclusive_group()
     service.add_argument(

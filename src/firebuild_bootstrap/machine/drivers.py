@@ -66,7 +66,12 @@ def make_machine(
         case "local":
             from firebuild_bootstrap.machine.local import LocalMachine
 
-            return LocalMachine(workspace, bind=bind, caches=store / "cache-mounts")
+            network = None
+            if settings.local.network == "user":
+                from firebuild_bootstrap.machine.usernet import UserNetwork, find_program
+
+                network = UserNetwork(find_program())
+            return LocalMachine(workspace, bind=bind, caches=store / "cache-mounts", network=network)
         case "qemu":
             from firebuild_bootstrap.machine.qemu.driver import qemu_machine
 

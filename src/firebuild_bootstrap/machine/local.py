@@ -23,6 +23,7 @@ from firebuild_bootstrap.machine.base import (
     MachineExit,
 )
 from firebuild_bootstrap.machine.console import BoundedLog, keep_console
+from firebuild_bootstrap.machine.usernet import UserNetwork, resolv_conf
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator
 from firebuild_bootstrap.mmds.store import DataStore
@@ -37,6 +38,7 @@ _AHEAD_SECONDS: Final = 3600.0
 _LAYERS: Final = "/layers"
 _SCRATCH: Final = "/run/scratch"
 _CACHES: Final = "/run/caches"
+_RESOLV_CONF: Final = Path("/etc/resolv.conf")
 
 
 class LocalMachine(Machine):
@@ -47,6 +49,8 @@ class LocalMachine(Machine):
         bind: address of this host that the guest calls, which shares this host's network.
         caches: directory of cache mounts, one below it for each id mapping; None for such as last as long as
             the machine.
+        network: what connects RUN steps, which have a network of their own then; None has them in this
+            host's. It is closed with the machine.
     """
 
     def __init__(
@@ -55,8 +59,10 @@ class LocalMachine(Machine):
         *,
         bind: str = "127.0.0.1",
         caches: Path | None = None,
+        network: UserNetwork | None = None,
     ) -> None:
         super().__init__(workspace)
+        self._network = network
         self._bind = bind
         self._scratch = workspace.path / "scratch"
         self._caches = self._scratch / "caches"
@@ -162,6 +168,8 @@ class LocalMachine(Machine):
         arguments += ["--mmds-timeout", f"{options.mmds_timeout:g}"]
         arguments += ["--connect-timeout", f"{options.connect_timeout:g}"]
         arguments += ["--scratch", _SCRATCH, "--caches", _CACHES, "--layers", _LAYERS]
+        if self._network is not None:
+            arguments += ["--uplink", str(self._network.guest_end)]
         root = [Bind(self._work, _LAYERS, read_only=False)]
         root += [Bind(tree, f"{_LAYERS}/lower/{number}") for number, tree in enumerate(self._lower or ())]
         root += [Bind(tree, f"{_LAYERS}/between/{step}") for step, tree in self._between.items()]
@@ -170,6 +178,7 @@ class LocalMachine(Machine):
             runtime.module(_GUEST, *arguments),
             binds=[
                 *runtime.binds,
+                *([] if self._network is None else [self._resolv_conf()]),
                 *root,
                 Bind(self._workspace.path / "mmds", "/run/firebuild"),
                 Bind(self._scratch, _SCRATCH, read_only=False),
@@ -179,9 +188,22 @@ class LocalMachine(Machine):
             env={**runtime.env, "GRPC_VERBOSITY": "NONE"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            pass_fds=() if self._network is None else (self._network.guest_end,),
         )
+        if self._network is not None:
+            self._network.begun()
         if self._process.stdout is not None:
             self._log = BoundedLog(self._process.stdout)
+
+    def _resolv_conf(self) -> Bind:
+        """Write the file for RUN steps with a network of their own, over that of this host."""
+        written = self._workspace.path / "resolv.conf"
+        try:
+            host = _RESOLV_CONF.read_text("utf-8", "replace") if _RESOLV_CONF.exists() else ""
+            written.write_text(resolv_conf(host), "utf-8")
+        except OSError as error:
+            raise MachineError(f"{error.filename}: {error.strerror}") from error
+        return Bind(written, str(_RESOLV_CONF))
 
     def wait(self, timeout: float | None = None) -> MachineExit | None:
         """Wait up to `timeout` seconds for the end; see `Machine.wait`."""
@@ -231,10 +253,17 @@ class LocalMachine(Machine):
 
     def no_network(self) -> str:
         """Say whose network it is; see `Machine.no_network`."""
+        if self._network is not None:
+            return self._network.problem() or (
+                "a RUN reaches what this host reaches by IPv4, but for its loopback and link-local addresses "
+                "(machine.local.network: user): does the name resolve here, and is the server elsewhere?"
+            )
         return "a RUN has the network and the /etc/resolv.conf of this host: does the name resolve here?"
 
     def no_port(self) -> str:
         """Say whose ports they are; see `Machine.no_port`."""
+        if self._network is not None:
+            return ""
         return (
             "a RUN has the ports of this host: those below 1024 are its root's, and others may be in use. "
             "`RUN --network=none` has a loopback of its own, and a virtual machine a network"
@@ -252,6 +281,8 @@ class LocalMachine(Machine):
         try:
             self.stop(grace=0)
             self._emulator.stop()
+            if self._network is not None:
+                self._network.close()
         finally:
             self._stored.close()
             self._workspace.close()

@@ -13,6 +13,13 @@ from firebuild_bootstrap.machine.qemu.settings import QemuSettings
 from firebuild_pki.config import Settings
 
 
+class LocalSettings(Settings):
+    """The block `local` of the section `machine`."""
+
+    network: Literal["host", "user"] = "host"
+    """Network of RUN steps: this host's, or user: IPv4 to all but its loopback and link-local addresses."""
+
+
 class MachineSettings(Settings):
     """The section `machine`: where the build runs."""
 
@@ -24,6 +31,8 @@ class MachineSettings(Settings):
     """How many machines a build may have at once, for stages that do not need each other."""
     disk_size: Annotated[ByteSize, Field(ge=1 << 20)] | None = None
     """Size of the drive for what steps change in a virtual machine, 16 GiB by default; docs/external.md."""
+    local: LocalSettings = LocalSettings()
+    """Settings of the driver local."""
     qemu: QemuSettings = QemuSettings()
     """Settings of the driver qemu."""
     firecracker: FirecrackerSettings = FirecrackerSettings()

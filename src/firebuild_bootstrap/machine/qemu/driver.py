@@ -37,8 +37,9 @@ from firebuild_bootstrap.machine.qemu.kernel import Kernel, find_kernel
 from firebuild_bootstrap.machine.qemu.namespace import HandedFile, MachineNamespace, path_of
 from firebuild_bootstrap.machine.qemu.publishing import SOCKETS, Publisher
 from firebuild_bootstrap.machine.qemu.settings import QemuSettings
-from firebuild_bootstrap.machine.qemu.uplink import TUN, Uplink, check_tun, name_servers
+from firebuild_bootstrap.machine.qemu.uplink import Uplink, name_servers
 from firebuild_bootstrap.machine.settings import MachineSettings
+from firebuild_bootstrap.machine.usernet import TUN, check_tun
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator
 from firebuild_bootstrap.mmds.store import DataStore
@@ -71,7 +72,7 @@ def qemu_machine(
     check_copy(block.serial_log, _SERIAL_LOG)
     servers: tuple[str, ...] = ()
     if block.network == "user":
-        check_tun()
+        check_tun("machine.qemu.network: user", "or leave machine.qemu.network at none")
         servers = name_servers(block.name_servers)
     caches = store / VM_CACHES
     drives = Drives(workspace, caches=caches, size=settings.disk_size, notice=notice)

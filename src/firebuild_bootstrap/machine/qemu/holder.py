@@ -19,7 +19,7 @@ import struct
 import sys
 from typing import Any, Final
 
-from firebuild_bootstrap.guest.init_network import Interface
+from firebuild_bootstrap.guest.init_network import Interface, reject
 from firebuild_bootstrap.guest.kernel import drop_capabilities, receive_descriptors
 
 # The files that come with the command get these numbers, in their order.
@@ -95,11 +95,9 @@ _CLOSED: Final = (
     ("224.0.0.0", "240.0.0.0"),
     ("240.0.0.0", "240.0.0.0"),
 )
-# linux/if_tun.h, linux/sockios.h, linux/route.h
+# linux/if_tun.h
 _TUNSETIFF: Final = 0x400454CA
 _IFF_TAP, _IFF_NO_PI = 0x0002, 0x1000
-_SIOCADDRT: Final = 0x890B
-_RTF_UP, _RTF_REJECT = 0x0001, 0x0200
 
 
 def open_uplink(tun: int) -> int:
@@ -121,21 +119,8 @@ def open_uplink(tun: int) -> int:
         interface.add_route("0.0.0.0", "0.0.0.0", _GATEWAY)  # noqa: S104 - the default route
         # The kernel has looked up the gateway by now; what follows closes its address, too.
         for destination, netmask in _CLOSED:
-            fcntl.ioctl(control, _SIOCADDRT, _rejecting(destination, netmask))
+            reject(control, destination, netmask)
     return tap
-
-
-def _rejecting(destination: str, netmask: str) -> bytes:
-    # struct rtentry of linux/route.h
-    return struct.pack(
-        "@L16s16s16sHhLPhPLLH",
-        *(0, _sockaddr(destination), _sockaddr(), _sockaddr(netmask), _RTF_UP | _RTF_REJECT),
-        *(0, 0, 0, 0, 0, 0, 0, 0),
-    )
-
-
-def _sockaddr(address: str = "0.0.0.0") -> bytes:  # noqa: S104 - an empty field
-    return struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_aton(address))
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -15,7 +14,6 @@ from firebuild_bootstrap.machine.qemu.holder import FIRST_FILE, NETWORK
 from firebuild_bootstrap.machine.qemu.namespace import MachineNamespace
 from firebuild_bootstrap.sandbox import Runtime, Sandbox
 
-TUN: Final = Path("/dev/net/tun")
 # The second is what systemd-resolved uses itself where the first names its own address on loopback.
 _RESOLVERS: Final = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
 
@@ -75,19 +73,6 @@ def uplink_command(program: Program, tap: int) -> list[str]:
         *("-netdev", f"user,id=host,ipv6=off,net={NETWORK}", "-netdev", f"tap,id=tap,fd={tap}"),
         *("-netdev", "hubport,id=a,hubid=0,netdev=host", "-netdev", "hubport,id=b,hubid=0,netdev=tap"),
     ]
-
-
-def check_tun(device: Path = TUN) -> None:
-    """Make sure that this user can have a tap device in a namespace of its own.
-
-    Raises:
-        InputError: this host does not allow it.
-    """
-    if not os.access(device, os.R_OK | os.W_OK):
-        raise InputError(
-            f"machine.qemu.network: user needs {device}, and this user can't open it",
-            hint=f"`sudo modprobe tun` and `sudo chmod 0666 {device}`, or leave machine.qemu.network at none",
-        )
 
 
 def name_servers(named: Sequence[str], files: Sequence[Path] = _RESOLVERS) -> tuple[str, ...]:
