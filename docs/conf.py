@@ -35,6 +35,7 @@ myst_links_external_new_tab = False
 highlight_language = "none"  # of indented blocks: commands and what they print
 suppress_warnings = ["misc.highlighting_failure"]  # an ellipsis in an example is no JSON
 nitpicky = True
+smartquotes = False  # it makes a dash of the hyphens of `--option`, and quotes that no shell knows
 html_theme = "furo"
 html_title = "firebuild"
 html_copy_source = False

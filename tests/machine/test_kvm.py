@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import grp
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -33,9 +35,17 @@ def test_kvm_has_to_exist_and_to_be_open_to_this_user(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "open", deny)
-    with pytest.raises(MachineError, match=r"user .* may not open it") as denied:
-        check_kvm(tmp_path / "kvm")
-    assert "usermod -aG kvm" in (denied.value.hint or "")
+    for group, mode, hint in [
+        (grp.getgrnam("tty").gr_gid, 0o660, "usermod -aG tty $USER"),
+        (grp.getgrnam("tty").gr_gid, 0o600, "it is open to root only; as root: setfacl -m"),
+        (0, 0o660, "it is open to root only; as root: setfacl -m"),
+        (54321, 0o660, "its group 54321 has no name here"),
+    ]:
+        status = os.stat_result((stat.S_IFCHR | mode, 0, 0, 1, 0, group, 0, 0, 0, 0))
+        monkeypatch.setattr(Path, "stat", lambda _, status=status: status)
+        with pytest.raises(MachineError, match=r"user .* may not open it") as denied:
+            check_kvm(Path("/dev/kvm"))
+        assert hint in (denied.value.hint or "")
 
 
 def test_kvm_has_to_make_machines(monkeypatch: pytest.MonkeyPatch) -> None:

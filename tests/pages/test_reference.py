@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from firebuild_bootstrap.image.names import RESERVED_ENVIRONMENT
 from support import REPO
 
 
@@ -35,6 +36,25 @@ def test_a_page_that_says_something_else_is_found_and_mended(tmp_path: Path) -> 
     reference(tmp_path)
     assert (pages / "cli.md").read_text() == right
     assert (pages / "events.md").read_text() == (REPO / "docs/reference/events.md").read_text()
+
+
+def test_the_environment_variables_that_are_read_are_listed() -> None:
+    table = (REPO / "docs/reference/settings.md").read_text().partition("## Environment")[2]
+    listed = set(re.findall(r"^\| `([A-Z_]+)` \|", table, re.MULTILINE))
+    read = re.compile(
+        r'environ(?:ment)?(?:\.get\(|\[)"([A-Z][A-Z_]+)"|envvar="([A-Z_]+)"|_VARIABLE: Final = "([A-Z_]+)"'
+    )
+    found = {
+        name
+        for path in (REPO / "src").rglob("*.py")
+        for names in read.findall(path.read_text())
+        for name in names
+        if name and not name.startswith(("XDG_", "GRPC_", "LD_", "COMP_"))
+    }
+    assert found >= {"FIREBUILD_HOME", "BUILDKIT_PROGRESS", "DOCKER_CONFIG"}
+    # PATH and its like are everybody's; `ca vault-setup` says what it reads of Vault's.
+    assert found - listed <= {"HOME", "PATH", "TERM", "TMPDIR", "VAULT_ADDR", "BAO_ADDR"}
+    assert listed >= RESERVED_ENVIRONMENT
 
 
 def test_the_exit_statuses_of_the_readme_are_those_of_the_errors() -> None:

@@ -53,6 +53,12 @@ def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
     assert [found for style in styles for found in re.findall(r"url\(\s*['\"]?(?:https?:)?//", style)] == []
 
 
+def test_options_in_running_text_keep_their_hyphens(site: Path) -> None:
+    page = (site / "docs/from-docker.html").read_text()
+    assert "--platform names it" in page
+    assert re.findall(r"[\u2013\u2014\u2018\u2019\u201c\u201d]", page) == []
+
+
 def test_the_navigation_has_the_sections_and_pages_of_the_index(site: Path) -> None:
     index = (site / "docs/index.html").read_text()
     assert re.findall(r'caption-text">([^<]*)<', index)[:4] == [

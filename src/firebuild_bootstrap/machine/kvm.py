@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import grp
 import mmap
 import os
 import stat
@@ -60,7 +61,7 @@ def check_kvm(device: Path = KVM) -> None:
     except PermissionError as error:
         raise MachineError(
             f"{device}: user {os.geteuid()} may not open it",
-            hint="add the user to its group: usermod -aG kvm $USER, and log in again",
+            hint=_opening(device),
         ) from error
     except OSError as error:
         raise MachineError(
@@ -71,6 +72,18 @@ def check_kvm(device: Path = KVM) -> None:
         _check_working(device, descriptor)
     finally:
         os.close(descriptor)
+
+
+def _opening(device: Path) -> str:
+    """Say how a user gets to open the device: its group is kvm with udev, and often root without."""
+    found = device.stat()
+    if found.st_gid == 0 or found.st_mode & 0o060 != 0o060:
+        return f"it is open to root only; as root: setfacl -m u:$USER:rw {device}"
+    try:
+        group = grp.getgrgid(found.st_gid).gr_name
+    except KeyError:
+        return f"its group {found.st_gid} has no name here: start firebuild with that group"
+    return f"add the user to its group: usermod -aG {group} $USER, and log in again"
 
 
 def _check_working(device: Path, descriptor: int) -> None:
