@@ -128,6 +128,10 @@ def test_what_is_dear_is_not_removed(here: Cli, tmp_path: Path) -> None:
     here.setenv("FIREBUILD_HOME", Path("tree/home").absolute())
     here("images", "prune")
     assert refused(here, "rm-tree", "tree") == "error: tree can't be removed: it is the store, or holds it"
+    whole = here("rm-tree", "tree/home", status=2).err
+    assert "hint: to remove it whole, name what is in it: tree/home/*" in whole
+    here("rm-tree", *map(str, Path("tree/home").iterdir()))
+    Path("tree/home").rmdir()
     here.setenv("HOME", Path("tree").absolute())
     here.setenv("FIREBUILD_HOME", tmp_path / "home")
     assert "it is your home, or holds it" in refused(here, "rm-tree", "tree")

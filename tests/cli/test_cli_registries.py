@@ -113,6 +113,23 @@ def test_images_pull_keeps_what_is_newest(small: Small, cli: Cli, runnable: Imag
     assert pulled == several
 
 
+def test_the_digest_that_a_pull_prints_pins_the_image_in_every_store(
+    small: Small, cli: Cli, runnable: Image, tmp_path: Path
+) -> None:
+    small.add(runnable, "1")
+    name = f"{small.host}/team/base"
+    digest = cli("pull", f"{name}:1").out.split()[-1]
+    small.add(Image((*runnable.layers, bytes(10240))), "1")
+    Path("Dockerfile").write_text(f"FROM {name}@{digest}\nLABEL pinned=yes\n")
+    cli("build", ".")
+    cli.setenv("FIREBUILD_HOME", str(tmp_path / "another"))
+    cli("build", ".")
+    cli("build", "--tag", f"{small.host}/team/web:1", "--push", ".")
+    assert cli("push", f"{small.host}/team/web:1").out == cli("pull", f"{small.host}/team/web:1").out.replace(
+        "pulled", "pushed"
+    )
+
+
 def test_what_is_built_is_pushed_with_the_layers_of_its_base(small: Small, cli: Cli, runnable: Image) -> None:
     small.add(runnable, "1")
     base, tag = f"{small.host}/team/base:1", f"{small.host}/team/web:2"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import click
 import pytest
 import yaml
 
+from firebuild_bootstrap.cli.app import app
 from firebuild_bootstrap.settings import BuildSettings
 from firebuild_pki import SettingsError
 from firebuild_pki.config import Document, validate
@@ -95,6 +97,35 @@ def test_every_command_of_firebuild_that_is_not_run_is_one_of_the_parser(
         except click.ClickException as error:
             if "does not exist" not in error.message:  # a file that the reader has
                 wrong.append(f"{block}: firebuild {' '.join(words)}: {error.format_message()}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_command_that_a_sentence_names_is_one_of_the_parser() -> None:
+    # Not what a reader fills in, nor alternatives.
+    spans = [
+        (page, span.replace("\\|", "|"))
+        for page in PAGES
+        for span in re.findall(r"`firebuild ([^`…\n]+)`", (REPO / page).read_text())
+        if not re.match(r"[A-Z-]|[^-\s]*[|<]|\w+ \w+\|", span)
+    ]
+    assert len(spans) > 200
+    wrong = []
+    for page, span in spans:
+        words, context = shlex.split(re.split(r" [|<>&;]", span)[0]), click.Context(app)
+        command: click.Command = app
+        while words and isinstance(command, click.Group):
+            try:
+                _, found, words = command.resolve_command(context, words)
+            except click.ClickException as error:
+                wrong.append(f"{page}: firebuild {span}: {error.format_message()}")
+                break
+            assert found is not None
+            command, context = found, click.Context(found, parent=context)
+        options = {name for each in command.params for name in each.opts} | {"--help"}
+        given = {name for word in words if (name := word.partition("=")[0]).startswith("--")}
+        unknown = sorted(given - options)
+        if unknown and not isinstance(command, click.Group):
+            wrong.append(f"{page}: firebuild {span}: {unknown}")
     assert not wrong, "\n".join(wrong)
 
 

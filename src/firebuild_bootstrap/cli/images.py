@@ -202,7 +202,10 @@ def _export_microvm(
 @click.argument("references", nargs=-1, required=True, metavar="NAME[:TAG|@DIGEST]...")
 @config_option
 def pull(references: tuple[str, ...], config_file: Path | None) -> None:
-    """Fetch images from their registries, or what is newer there, and keep them for FROM."""
+    """Fetch images from their registries, or what is newer there, and keep them for FROM.
+
+    Prints the digest that each registry has for them, which pins an image everywhere: FROM NAME@sha256:….
+    """
     from firebuild_bootstrap.cli.registries import prefetch, puller
     from firebuild_bootstrap.image.names import Reference
 
@@ -214,7 +217,10 @@ def pull(references: tuple[str, ...], config_file: Path | None) -> None:
             prefetch(settings, home, wanted)
         for reference in wanted:
             image = fetch(home, reference)
-            click.echo(f"pulled {reference}  {home.image_id(image)}")
+            # The id is the digest of the configuration, by which a registry knows no image.
+            source = image.record.source
+            digest = source.digests[0] if source and source.digests else home.image_id(image)
+            click.echo(f"pulled {reference}  {digest}")
 
 
 @images.command()

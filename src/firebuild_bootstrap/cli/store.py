@@ -449,7 +449,10 @@ def _checked(given: Path, home: Home) -> Path:
     for what, path in kept.items():
         if path.is_relative_to(real):
             raise InputError(
-                f"{given} can't be removed: it is {what}, or holds it", hint="name a directory below it"
+                f"{given} can't be removed: it is {what}, or holds it",
+                hint=f"to remove it whole, name what is in it: {given}/*"
+                if real == path == kept["the store"]
+                else "name a directory below it",
             )
     if real.is_mount():
         raise InputError(

@@ -373,8 +373,7 @@ def _check_digest(wanted: Reference, what: str, digest: str) -> None:
     if wanted.digest and wanted.digest != digest:
         raise InputError(
             f"{what} has the digest {digest}, expected {wanted.digest}",
-            hint="name that one; ids that firebuild printed before they were digests of the configuration "
-            "name nothing any more",
+            hint=f"name that digest, or the base or image that has {wanted.digest[:19]}…",
         )
 
 
