@@ -276,7 +276,7 @@ def as_user_error(error: BaseException) -> BaseException:
     # Python has a RuntimeError without a number for what pthread_create(3) answers with EAGAIN.
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_THREAD in str(error)):
         return MachineError(
-            "no more memory or threads can be had: the limits of this process or its container are reached",
+            "no more memory or threads: the limits of this process or its container are reached",
             hint="raise them: ulimit -u and -v, TasksMax= of a service, --pids-limit or --memory of docker",
         )
     if isinstance(error, UnicodeEncodeError) and any("\udc80" <= one <= "\udcff" for one in error.object):
