@@ -111,10 +111,12 @@ def test_without_the_device_nothing_is_tried(host: Host) -> None:
 
 def test_a_device_that_this_user_may_not_use_is_named(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda path, _mode: path != host.device)
+    host.device.chmod(0o600)
     accelerator, why = host.choose()
     assert (accelerator, why) == (
         Accelerator.TCG,
-        f"this user may not use {host.device}; add it to the device's group",
+        f"this user may not use {host.device}: it is open to root only; "
+        f"as root: setfacl -m u:$USER:rw {host.device}",
     )
 
 

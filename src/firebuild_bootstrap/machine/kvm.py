@@ -61,7 +61,7 @@ def check_kvm(device: Path = KVM) -> None:
     except PermissionError as error:
         raise MachineError(
             f"{device}: user {os.geteuid()} may not open it",
-            hint=_opening(device),
+            hint=how_to_open(device),
         ) from error
     except OSError as error:
         raise MachineError(
@@ -74,7 +74,7 @@ def check_kvm(device: Path = KVM) -> None:
         os.close(descriptor)
 
 
-def _opening(device: Path) -> str:
+def how_to_open(device: Path) -> str:
     """Say how a user gets to open the device: its group is kvm with udev, and often root without."""
     found = device.stat()
     if found.st_gid == 0 or found.st_mode & 0o060 != 0o060:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.machine.console import BoundedLog
-from firebuild_bootstrap.machine.kvm import KVM
+from firebuild_bootstrap.machine.kvm import KVM, how_to_open
 from firebuild_bootstrap.machine.qemu.command import Accelerator, Hardware, Program, bare_command
 from firebuild_bootstrap.machine.qemu.namespace import HandedFile, MachineNamespace, path_of
 from firebuild_bootstrap.sandbox import Runtime, Sandbox
@@ -100,7 +100,7 @@ def choose(trial: Trial, memory: Path, *, clock: Callable[[], float] = time.time
     if not device.exists():
         return Accelerator.TCG, f"there is no {device}"
     if not os.access(device, os.R_OK | os.W_OK):
-        return Accelerator.TCG, f"this user may not use {device}; add it to the device's group"
+        return Accelerator.TCG, f"this user may not use {device}: {how_to_open(device)}"
     key = _key(trial)
     known = _recall(memory).get(key)
     if known is None or (known["problem"] and clock() - known["at"] > _FAILURE_SECONDS):
