@@ -42,7 +42,7 @@ class CacheSettings(Settings):
     """The section `cache`: results of steps that later builds use."""
 
     max_size: ByteSize | None = None
-    """What they may take on the disk, after each build; what was not used for longest goes first. Without it,
+    """What they may take on the disk, after each build; the least recently used goes first. Without it,
     20GiB, or a quarter of the disk if that is less."""
 
     import_from: tuple[Annotated[str, AfterValidator(partial(_check_cache, export=False))], ...] = ()

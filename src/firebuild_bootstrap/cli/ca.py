@@ -46,7 +46,7 @@ def check(
     """Try all that a build needs of the CA.
 
     Opens it, asks the provider to look at its backend, issues certificates for a build that does not
-    exist, shakes hands with them, and revokes them where the provider can.
+    exist, makes a connection with them, and revokes them where the provider can.
 
     Exit status: 0 ready, 2 the configuration is wrong, 3 no usable certificates.
     """
@@ -85,8 +85,8 @@ def issue(config_file: Path | None, provider: str | None, as_json: bool, **optio
 
     They are for scripts, and for services of your own. Writes server.pem and guest.pem (certificate and
     chain), server-key.pem and guest-key.pem (mode 0600), and ca.pem (what the other end has to trust). Ask
-    for both ends at once to get a pair of one build; with the embedded provider nothing else fits, since its
-    CA is gone when this command ends.
+    for both ends at once to get a pair of one build. With the embedded provider only such a pair fits
+    together, because its CA ends with this command, unless ca.embedded.directory keeps it.
     """
     from firebuild_bootstrap.cli.issuing import IssueRequest, issue_files, print_issued
     from firebuild_bootstrap.cli.paths import check_can_be_made
@@ -280,12 +280,12 @@ def providers(as_json: bool) -> None:
 def vault_setup(print_it: bool, config_file: Path | None, **options: str | None) -> None:
     """Print what prepares Vault or OpenBao.
 
-    A script of the commands that make the mount, the roles, a policy and the way to log in, as the
-    configuration and the options want them. firebuild never runs it: that needs rights that no build should
-    have. Read it, and have it run by an operator with these rights.
+    The script makes the mount, the roles, a policy and the auth method for the configuration and the options.
+    firebuild never runs it, because that needs rights that no build should have. Read it, and have an
+    operator run it.
 
-    Without a configuration there is one for a start: AppRole, the mount pki, and the address in VAULT_ADDR or
-    BAO_ADDR. The script ends with the settings for firebuild that belong to it.
+    Without a configuration it is for AppRole, the mount pki, and the address in VAULT_ADDR or BAO_ADDR. It
+    ends with the settings for firebuild that belong to it.
     """
     import firebuild_pki
     from firebuild_bootstrap.errors import InputError

@@ -20,9 +20,9 @@ def config() -> None:
 @config.command()
 @config_option
 def check(config_file: Path | None) -> None:
-    """Say whether the configuration is right; every problem with file, line and column.
+    """Check the configuration, and report every problem with file, line and column.
 
-    Nothing is connected to; `firebuild ca check` does that.
+    It connects to nothing; `firebuild ca check` does.
     """
     from firebuild_pki import check_settings
 

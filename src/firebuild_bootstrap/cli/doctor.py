@@ -54,8 +54,8 @@ def doctor(
     """Say what this machine can do.
 
     Tries what builds need: user namespaces, overlays, the store, KVM with a guest of a few bytes, each
-    machine driver, programs, registries, the clock and the certificate authority. Below each thing that is
-    missing is what mends it. Nothing is changed, and nothing is left behind.
+    machine driver, programs, registries, the clock and the certificate authority. Says how to get
+    what is missing, and changes nothing.
 
     Exit status: 0 builds with this configuration can work, 2 it is wrong, 6 what it needs is missing.
     """

@@ -299,7 +299,7 @@ def save(tags: tuple[str, ...], dest: Path | None, kind: str, config_file: Path 
 def history(tag: str, as_json: bool, config_file: Path | None) -> None:
     """Show how an image was made, the newest first: when, by which instruction, and the size of its layer.
 
-    What an image from outside says about itself nobody has verified.
+    What an image from outside says about itself is not verified.
     """
     from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.cli.screen import moment, print_table
@@ -333,7 +333,7 @@ def history(tag: str, as_json: bool, config_file: Path | None) -> None:
 @click.option("--name", "-t", "--tag", help="NAME[:TAG] of the image, by default what it is called there.")
 @config_option
 def load(source: Path | None, given: Path | None, name: str | None, config_file: Path | None) -> None:
-    """Take in the images of an OCI layout, a docker archive, or a root file system.
+    """Load the images of an OCI layout, a docker archive, or a root file system.
 
     SOURCE is a directory, or an archive (plain or compressed); standard input where it is - or left out. A
     root file system needs a --name and becomes a base.

@@ -86,7 +86,7 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             "--build-context",
             "build_contexts",
             multiple=True,
-            metavar="NAME=DIR|docker-image://IMAGE|GIT-URL",
+            metavar="NAME=DIR|docker-image://IMAGE|oci-layout://PATH|GIT-URL",
             help="What FROM and --from find under this name; repeatable.",
         ),
         click.option(
@@ -260,9 +260,10 @@ def rootfs(context: str | None, **options: Any) -> None:
 def build(path: str | None, context: str | None, **options: Any) -> None:
     """Build an image, with the options of `docker build`.
 
-    CONTEXT is a directory, by default the current one; with -, an archive of it or a Dockerfile comes from
-    standard input. Does the same as `firebuild rootfs`, which wants an ext4 image. docs/from-docker.md says
-    which options of docker, buildah and kaniko are there; the others are refused by their name.
+    CONTEXT is a directory (by default the current one), a git repository (https://HOST/PATH.git#REF:DIR,
+    ssh://…, git@HOST:PATH), the URL of an archive or Dockerfile, or - for one from standard input.
+    `firebuild rootfs` does the same and writes an ext4 image. docs/from-docker.md has every option of docker,
+    buildah and kaniko, and what to use instead of those that are refused.
     """
     if path is not None and context is not None:
         raise InputError(

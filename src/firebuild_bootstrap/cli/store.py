@@ -184,8 +184,7 @@ class _Row:
 def du(as_json: bool, config_file: Path | None) -> None:
     """Show what is in the cache: results of steps, unpacked bases, drives of machines, cache mounts.
 
-    What was not used for longest is the first of them. The origin is the cache of another machine from which
-    the result of a step came.
+    The least recently used come first. The origin is the cache of another machine from which a result came.
     """
     from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.cli.screen import print_table
@@ -247,11 +246,11 @@ def prune(
     dry_run: bool,
     config_file: Path | None,
 ) -> None:
-    """Remove from the cache, what was not used for longest first; nothing that a running build uses.
+    """Remove from the cache, the least recently used first, and never what a running build uses.
 
-    Without options: results that no build can find any more, unpacked bases that no result lies on, and
-    drives of virtual machines, which are made again from results. Cache mounts go by --all and --older-than,
-    and by --max-size if they alone take more.
+    Without options: results that no build can find any more, unpacked bases without results, and drives of
+    virtual machines, which are rewritten on demand. Cache mounts are removed by --all and --older-than, and
+    by --max-size if they alone exceed it.
     """
     from firebuild_bootstrap.sizes import human_size
 
