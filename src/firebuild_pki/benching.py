@@ -223,16 +223,33 @@ def _await(condition: Callable[[], bool], check: Callable[[], None], limit: floa
         time.sleep(0.02)
 
 
+class _Number:
+    """A number of this process alone, with the members of `multiprocessing.Value`."""
+
+    def __init__(self) -> None:
+        self.value = 0
+        self._lock = threading.Lock()
+
+    def get_lock(self) -> threading.Lock:
+        return self._lock
+
+
 class _Shared:
     """What all processes have in common."""
 
     def __init__(self, plan: Plan) -> None:
         context = multiprocessing.get_context("spawn")
         self.context = context
-        self.taken = context.Value("q", 0)
-        self.ready = context.Value("q", 0)
-        self.go = context.Event()
-        self.stop = context.Event()
+        self.taken: Any
+        self.ready: Any
+        self.go: Any
+        self.stop: Any
+        if plan.processes == 1:  # semaphores of the system would outlive a program that ends by os._exit
+            self.taken, self.ready = _Number(), _Number()
+            self.go, self.stop = threading.Event(), threading.Event()
+        else:
+            self.taken, self.ready = context.Value("q", 0), context.Value("q", 0)
+            self.go, self.stop = context.Event(), context.Event()
         self.tag = secrets.token_hex(3)
         self.count = plan.count
 

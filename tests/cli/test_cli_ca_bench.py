@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import threading
 from collections import Counter
 from datetime import timedelta
@@ -16,6 +17,7 @@ from cli.test_cli_signals import start
 from firebuild_bootstrap.errors import ExitStatus
 from firebuild_pki import CASettings
 from firebuild_pki.benching import Plan, Tally, Work, measure, spread
+from support import BIN
 
 
 def test_the_embedded_ca_is_measured_and_leaves_nothing_behind(cli: Cli) -> None:
@@ -27,6 +29,7 @@ def test_the_embedded_ca_is_measured_and_leaves_nothing_behind(cli: Cli) -> None
     ]
     lines = done.out.splitlines()
     assert lines[0].startswith("6 certificates in ")
+    assert lines[0].endswith(" a second (1 process of 2 threads)")
     assert [line.split()[0] for line in lines[1:4]] == ["ms", "certificate", "build"]
     assert lines[-1] == "errors: 0"
 
@@ -57,6 +60,15 @@ def test_ctrl_c_prints_what_there_is(tmp_path: Path, processes: str) -> None:
     assert lines[0] == "interrupted: these are the figures until then"
     assert " certificates in " in lines[1]
     assert lines[-1] == "errors: 0"
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_the_program_ends_without_a_complaint_of_python(tmp_path: Path, processes: str) -> None:
+    command = [str(BIN / "firebuild"), "ca", "bench", "--count", "5", "--processes", processes]
+    environ = {"PATH": "/usr/bin:/bin", "FIREBUILD_HOME": str(tmp_path)}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == "errors: 0"
+    assert len(done.stderr.splitlines()) == 2  # what it leaves behind, and how that is cleaned up
 
 
 def settings() -> CASettings:

@@ -106,7 +106,8 @@ def print_measured(measured: Measured) -> None:
     click.echo(
         f"{counted(found['certificates'], 'certificate')} in {found['seconds']:.1f} s: "
         f"{found['certificates_per_second']:.1f} a second "
-        f"({found['processes']} processes of {counted(found['concurrency'], 'thread')})"
+        f"({found['processes']} process{'' if found['processes'] == 1 else 'es'} "
+        f"of {counted(found['concurrency'], 'thread')})"
     )
     rows = [
         (what, *(f"{times[name]:.1f}" for name in ("p50", "p99", "max")))
