@@ -26,21 +26,9 @@ from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError, Location
 from firebuild_bootstrap.values import dataclass
 
 KEYWORDS: Final = (
-    *(
-        "ADD",
-        "ARG",
-        "CMD",
-        "COPY",
-        "ENTRYPOINT",
-        "ENV",
-        "EXPOSE",
-        "FROM",
-        "HEALTHCHECK",
-        "LABEL",
-        "MAINTAINER",
-    ),
-    *("ONBUILD", "RUN", "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR"),
-)
+    "ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL", "MAINTAINER",
+    "ONBUILD", "RUN", "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR",
+)  # fmt: skip
 MOST_TEXT: Final = 16 << 20
 """Bytes of a Dockerfile, and of an ignore file; what is sent to BuildKit may not be larger either (gRPC)."""
 # The parser joins the lines of an instruction one by one: lines times characters.

@@ -105,25 +105,13 @@ class ImageConfig:
         )
 
 
-_KNOWN: Final = frozenset(
-    (
-        *(
-            "User",
-            "ExposedPorts",
-            "Env",
-            "Entrypoint",
-            "Cmd",
-            "Volumes",
-            "WorkingDir",
-            "Labels",
-            "StopSignal",
-        ),
-        *("Healthcheck", "Shell", "OnBuild"),
-        # What stands around `config` in the configuration of an image.
-        *("author", "Author", "architecture", "os", "variant", "os.version", "os.features", "created"),
-        *("config", "Config", "rootfs", "history"),
-    )
-)
+_KNOWN: Final = frozenset({
+    "User", "ExposedPorts", "Env", "Entrypoint", "Cmd", "Volumes", "WorkingDir", "Labels", "StopSignal",
+    "Healthcheck", "Shell", "OnBuild",
+    # What stands around `config` in the configuration of an image.
+    "author", "Author", "architecture", "os", "variant", "os.version", "os.features", "created",
+    "config", "Config", "rootfs", "history",
+})  # fmt: skip
 
 
 def _env(pairs: tuple[str, ...]) -> dict[str, str]:
