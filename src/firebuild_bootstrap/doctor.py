@@ -26,6 +26,7 @@ from firebuild_bootstrap.sandbox.bwrap import probe
 from firebuild_bootstrap.sizes import human_size
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki import CAError
+from firebuild_pki.display import counted
 from firebuild_pki.preflighting import RowLevel, preflight
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def _system() -> str:
     return (
         f"{name}, Linux {platform.release()} on {platform.machine()}, Python {platform.python_version()}, "
         f"firebuild {metadata.version('firebuild')}; "
-        f"{processors} processor{'' if processors == 1 else 's'}, {human_size(memory)} of memory"
+        f"{counted(processors, 'processor')}, {human_size(memory)} of memory"
     )
 
 

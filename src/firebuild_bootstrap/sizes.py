@@ -1,4 +1,4 @@
-"""Sizes as people write them: in settings, options and instructions."""
+"""Sizes and switches as people write them: in settings, options and instructions."""
 
 from __future__ import annotations
 
@@ -38,3 +38,10 @@ def human_size(size: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def parse_bool(text: str) -> bool | None:
+    """Read a switch as Go's strconv.ParseBool does; None if it is not one."""
+    if text in ("1", "t", "T", "TRUE", "true", "True"):
+        return True
+    return False if text in ("0", "f", "F", "FALSE", "false", "False") else None

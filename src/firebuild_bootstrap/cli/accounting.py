@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from firebuild_bootstrap.cli.options import complete_tags, config_option, watched
+from firebuild_bootstrap.cli.options import complete_tags, config_option, stacked, watched
+from firebuild_bootstrap.cli.output import as_text, print_json
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.home import Home
@@ -18,35 +19,29 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.image.names import Reference
     from firebuild_bootstrap.image.store import StoredImage
 
-FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
-
-
-def attest_options(function: FunctionT) -> FunctionT:
-    """Add `--attest`, `--provenance` and `--sbom`, as `docker buildx build` has them."""
-    for option in (
-        click.option(
-            "--sbom",
-            is_flag=False,
-            flag_value="true",
-            metavar="[=true|false]",
-            help="The same as --attest type=sbom.",
-        ),
-        click.option(
-            "--provenance",
-            is_flag=False,
-            flag_value="true",
-            metavar="[=true|false|mode=min|mode=max]",
-            help="The same as --attest type=provenance.",
-        ),
-        click.option(
-            "--attest",
-            multiple=True,
-            metavar="type=provenance[,mode=min|max]|type=sbom",
-            help="What goes out with an image that is pushed: how it was built, or its packages. Repeatable.",
-        ),
-    ):
-        function = option(function)
-    return function
+# As `docker buildx build` has them.
+attest_options = stacked(
+    click.option(
+        "--attest",
+        multiple=True,
+        metavar="type=provenance[,mode=min|max]|type=sbom",
+        help="What goes out with an image that is pushed: how it was built, or its packages. Repeatable.",
+    ),
+    click.option(
+        "--provenance",
+        is_flag=False,
+        flag_value="true",
+        metavar="[=true|false|mode=min|mode=max]",
+        help="The same as --attest type=provenance.",
+    ),
+    click.option(
+        "--sbom",
+        is_flag=False,
+        flag_value="true",
+        metavar="[=true|false]",
+        help="The same as --attest type=sbom.",
+    ),
+)
 
 
 @click.command()
@@ -75,12 +70,11 @@ def provenance(tag: str, mode: str, config_file: Path | None) -> None:
 @config_option
 def sbom(tag: str, config_file: Path | None) -> None:
     """Print the packages that are found in an image, as a CycloneDX document; it is made once and kept."""
-    from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.image.names import Reference
 
     with watched(config_file) as home:
         image = home.images.inspect(Reference.parse_tag(tag), hold=True)
-        click.echo(as_text(packages_of(home, image)), nl=False)
+        print_json(packages_of(home, image))
 
 
 def provenance_text(home: Home, image: StoredImage, name: Reference, mode: Mode | None = None) -> str:
@@ -90,7 +84,6 @@ def provenance_text(home: Home, image: StoredImage, name: Reference, mode: Mode 
         InputError: the image has none.
         MachineError: it is damaged, or a layer can't be read.
     """
-    from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.image.attestations import PROVENANCE, Mode, provenance_of, statement
 
     predicate = provenance_of(image, mode or Mode.MAX)
@@ -118,7 +111,6 @@ def packages_of(home: Home, image: StoredImage) -> dict[str, Any]:
 
 def attested_digests(home: Home, image: StoredImage, wanted: Attestations) -> dict[str, Any]:
     """Return `sha256:…` of what the commands above print, for `--metadata-file`."""
-    from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.image.attestations import has_provenance
 
     texts = {}

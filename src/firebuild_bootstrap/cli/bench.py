@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
-from pydantic import TypeAdapter, ValidationError
 
-from firebuild_bootstrap.cli.options import settings_from
+from firebuild_bootstrap.cli.options import read_duration, settings_from
+from firebuild_bootstrap.cli.output import print_json
 from firebuild_bootstrap.cli.screen import print_table
-from firebuild_bootstrap.errors import ExitStatus, InputError
+from firebuild_bootstrap.errors import ExitStatus
 from firebuild_pki import CASettings
 from firebuild_pki.benching import Measured, Plan, Work, measure
-from firebuild_pki.config import PositiveDuration
 from firebuild_pki.display import counted, one_line
 
 
@@ -49,13 +46,14 @@ def bench(
         InputError: the duration is none.
         SettingsError: the configuration is wrong.
     """
-    plan = Plan(Work(work), duration=_duration(duration), **numbers)
+    limit = None if duration is None else read_duration(duration, "--duration")
+    plan = Plan(Work(work), duration=limit, **numbers)
     load = partial(_load, config_file, overrides)
     for line in warnings(load(), plan):
         click.echo(line, err=True)
     measured = measure(load, plan, interrupted)
     if as_json:
-        click.echo(json.dumps(measured.to_json(), indent=2))
+        print_json(measured.to_json())
     else:
         print_measured(measured)
     if measured.interrupted:
@@ -65,16 +63,6 @@ def bench(
 
 def _load(config_file: Path | None, overrides: dict[str, Any]) -> CASettings:
     return settings_from(config_file, overrides).ca
-
-
-def _duration(text: str | None) -> timedelta | None:
-    if text is None:
-        return None
-    try:
-        return TypeAdapter[timedelta](PositiveDuration).validate_python(text)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise InputError(f"--duration: {reason}") from None
 
 
 def warnings(settings: CASettings, plan: Plan) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from pathlib import Path
@@ -12,12 +11,14 @@ import click
 
 from firebuild_bootstrap.cli.options import (
     FilePath,
+    chosen,
     config_option,
     interruptible,
     json_option,
     provider_option,
     settings_from,
 )
+from firebuild_bootstrap.cli.output import print_json
 from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def check(
     with interruptible("the check") as interrupted:
         report = _preflight(config_file, provider, interrupted, on_row)
     if as_json:
-        click.echo(json.dumps(report.to_json(), indent=2))
+        print_json(report.to_json())
     else:
         print_verdict(report)
     context.exit(_status(report, strict=strict))
@@ -94,10 +95,10 @@ def issue(config_file: Path | None, provider: str | None, as_json: bool, **optio
     request = IssueRequest.parse(**options)
     check_can_be_made(request.directory)
     with interruptible("issuing") as interrupted:
-        settings = settings_from(config_file, {**_override(provider), **request.overrides})
+        settings = settings_from(config_file, {**chosen(provider), **request.overrides})
         issued = issue_files(request, settings.ca, interrupted)
     if as_json:
-        click.echo(json.dumps(issued.to_json(), indent=2))
+        print_json(issued.to_json())
     else:
         print_issued(issued)
 
@@ -115,10 +116,10 @@ def show(config_file: Path | None, provider: str | None, as_json: bool) -> None:
     from firebuild_bootstrap.cli.ca_display import issue_pair, print_certificates
 
     with interruptible("showing the certificates") as interrupted:
-        settings = settings_from(config_file, _override(provider))
+        settings = settings_from(config_file, chosen(provider))
         issued = issue_pair(settings.ca, settings.bootstrap.certificate_lifetime, interrupted)
     if as_json:
-        click.echo(json.dumps(issued.to_json(), indent=2))
+        print_json(issued.to_json())
     else:
         print_certificates(issued)
 
@@ -159,7 +160,7 @@ def inspect(
 
     found = inspect_paths(files, trust, passphrase_file)
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2))
+        print_json(found.to_json())
     else:
         print_inspection(found)
     context.exit(ExitStatus.SUCCESS if found.sound else ExitStatus.CERTIFICATE_AUTHORITY)
@@ -195,10 +196,10 @@ def revoke(
     from firebuild_bootstrap.errors import ExitStatus
 
     with interruptible("revoking") as interrupted:
-        settings = settings_from(config_file, {**_override(provider), "ca.revoke_at_end": False})
+        settings = settings_from(config_file, {**chosen(provider), "ca.revoke_at_end": False})
         revoked = revoke_files(options["files"], settings.ca, interrupted, issuer_gone=options["issuer_gone"])
     if options["as_json"]:
-        click.echo(json.dumps([one.to_json() for one in revoked], indent=2))
+        print_json([one.to_json() for one in revoked])
     else:
         print_revoked(revoked)
     failed = any(one.problem for one in revoked)
@@ -246,7 +247,7 @@ def bench(
 
     interrupts = Interrupts()
     with interrupts.installed():
-        status = measuring.bench(config_file, _override(provider), interrupts.check, as_json=as_json, **plan)
+        status = measuring.bench(config_file, chosen(provider), interrupts.check, as_json=as_json, **plan)
     context.exit(status)
 
 
@@ -262,7 +263,7 @@ def providers(as_json: bool) -> None:
 
     listed = list_providers()
     if as_json:
-        click.echo(json.dumps([one.to_json() for one in listed], indent=2))
+        print_json([one.to_json() for one in listed])
     else:
         print_providers(listed)
 
@@ -310,7 +311,7 @@ def _preflight(
     from firebuild_pki.preflighting import preflight, refused
 
     try:
-        settings = settings_from(config_file, _override(provider))
+        settings = settings_from(config_file, chosen(provider))
     except CAError as error:
         return refused(error, on_row=on_row)
     return preflight(
@@ -320,10 +321,6 @@ def _preflight(
         check=interrupted,
         on_row=on_row,
     )
-
-
-def _override(provider: str | None) -> dict[str, Any]:
-    return {"ca.provider": provider} if provider else {}
 
 
 def _status(report: PreflightReport, *, strict: bool) -> int:

@@ -15,7 +15,7 @@ from firebuild_bootstrap.cli.screen import beside_head, print_checked, styled
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki import Authority, CAError, Capability, CASettings, TLSMaterial, open_authority
-from firebuild_pki.display import one_line
+from firebuild_pki.display import counted, one_line
 from firebuild_pki.preflighting import (
     CertificateFacts,
     Content,
@@ -183,7 +183,7 @@ def _item_lines(item: InspectedItem) -> list[tuple[str, str]]:
     due = facts.next_update
     return [
         ("issuer", facts.issuer),
-        ("revoked", f"{facts.revoked} certificate{'' if facts.revoked == 1 else 's'}"),
+        ("revoked", counted(facts.revoked, "certificate")),
         ("made", f"{facts.last_update:%Y-%m-%d %H:%M:%SZ}"),
         ("next", f"{due:%Y-%m-%d %H:%M:%SZ}" if due else "does not tell"),
     ]
@@ -209,7 +209,7 @@ def print_row(row: PreflightRow) -> None:
 def print_verdict(report: PreflightReport) -> None:
     """Print what all rows come to."""
     warnings = sum(row.level.value == "warning" for row in report.rows)
-    more = f"{warnings} warning{'s' if warnings > 1 else ''}, " if warnings else ""
+    more = f"{counted(warnings, 'warning')}, " if warnings else ""
     style = {"bold": True, "fg": "green" if report.ready else "red"}
     click.echo(f"\n{styled(_VERDICTS[report.verdict.value], **style)} ({more}{report.seconds:.1f} s)")
 

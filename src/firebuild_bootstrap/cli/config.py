@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from firebuild_bootstrap.cli.options import config_option, settings_from
+from firebuild_bootstrap.cli.output import print_json
 from firebuild_pki.display import one_line
 
 
@@ -41,7 +41,7 @@ def schema() -> None:
     from firebuild_bootstrap.settings import BuildSettings
 
     document = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    click.echo(json.dumps({**document, **BuildSettings.json_schema()}, indent=2))
+    print_json({**document, **BuildSettings.json_schema()})
 
 
 @config.command()

@@ -14,12 +14,10 @@ from typing import Any, Final, TypeVar
 import click
 
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.sizes import parse_bool
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
-# As Go's strconv.ParseBool reads the values of Docker's flags.
-_TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
-_FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
 _LIMITS: Final = "limits are settings of the machine: machine.qemu.memory, machine.firecracker.vcpus, …"
 
@@ -507,9 +505,9 @@ def _as_click_reads(word: str, options: Mapping[str, click.Option]) -> tuple[lis
 
 
 def _is_true(flag: str, value: str) -> bool:
-    if value not in _TRUE | _FALSE:
+    if (found := parse_bool(value)) is None:
         raise InputError(f"{flag}: expected true or false, found {value!r:.100}")
-    return value not in _FALSE
+    return found
 
 
 class Commands(click.Group):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import click
 
 from firebuild_bootstrap.cli.options import (
     MACHINES,
+    chosen,
     complete_machines,
     config_option,
     home_from,
@@ -19,6 +19,7 @@ from firebuild_bootstrap.cli.options import (
     provider_option,
     settings_from,
 )
+from firebuild_bootstrap.cli.output import print_json
 from firebuild_bootstrap.cli.screen import print_checked, styled
 
 _WORDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -62,8 +63,7 @@ def doctor(
     from firebuild_bootstrap.doctor import Level, examine, worst
     from firebuild_bootstrap.errors import ExitStatus
 
-    overrides = {"ca.provider": provider, "machine.driver": options["machine"]}
-    settings = settings_from(config_file, {path: value for path, value in overrides.items() if value})
+    settings = settings_from(config_file, chosen(provider, options["machine"]))
     findings = []
     with interruptible("the check") as check, closing(home_from(settings, check, writable=True)) as home:
         for finding in examine(settings, home, network=not options["offline"], check=check):
@@ -74,7 +74,7 @@ def doctor(
     verdict = worst(findings)
     if options["as_json"]:
         document = {"ready": verdict is not Level.WRONG, "findings": [one.to_json() for one in findings]}
-        click.echo(json.dumps(document, indent=2))
+        print_json(document)
     else:
         ready = verdict is not Level.WRONG
         words = _READY if ready else _NOT_READY

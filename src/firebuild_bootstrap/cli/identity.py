@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from firebuild_bootstrap.cli.options import read_duration, stacked
 from firebuild_bootstrap.errors import InputError
 from firebuild_pki.display import one_line
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.identities import IdentityRequest
     from firebuild_pki import CASettings
 
-_F = TypeVar("_F", bound=Callable[..., Any])
 _MODE: Final = re.compile(r"0?[0-7]{3}")
 _DETAILS: Final = {
     "identity_owner": "--identity-owner",
@@ -30,45 +30,40 @@ _DETAILS: Final = {
 }
 
 
-def identity_options(command: _F) -> _F:
-    """Add the options to a command, in this order."""
-    options = (
-        click.option(
-            "--identity",
-            "identities",
-            multiple=True,
-            metavar="NAME",
-            help="Give the machine a certificate for this DNS name or spiffe:// URI, "
-            "in /run/firebuild/tls; repeatable.",
-        ),
-        click.option(
-            "--identity-owner",
-            metavar="USER[:GROUP]",
-            help="Owner of the identity's files; by default the user of the command.",
-        ),
-        click.option("--identity-mode", metavar="MODE", help="Mode of the key's file; 0400 by default."),
-        click.option(
-            "--identity-ttl", metavar="DURATION", help="Wanted lifetime of each certificate; 1h by default."
-        ),
-        click.option(
-            "--identity-key",
-            type=click.Choice(["host", "machine"]),
-            help="Where keys are made; by default on this host. A key made in the machine never leaves it.",
-        ),
-        click.option(
-            "--identity-signal",
-            metavar="SIGNAL",
-            help="Send this signal to the command when its files were replaced, for example HUP.",
-        ),
-        click.option(
-            "--identity-command",
-            metavar="COMMAND",
-            help="Execute this beside the command, without a shell, when its files were replaced.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+identity_options = stacked(
+    click.option(
+        "--identity",
+        "identities",
+        multiple=True,
+        metavar="NAME",
+        help="Give the machine a certificate for this DNS name or spiffe:// URI, "
+        "in /run/firebuild/tls; repeatable.",
+    ),
+    click.option(
+        "--identity-owner",
+        metavar="USER[:GROUP]",
+        help="Owner of the identity's files; by default the user of the command.",
+    ),
+    click.option("--identity-mode", metavar="MODE", help="Mode of the key's file; 0400 by default."),
+    click.option(
+        "--identity-ttl", metavar="DURATION", help="Wanted lifetime of each certificate; 1h by default."
+    ),
+    click.option(
+        "--identity-key",
+        type=click.Choice(["host", "machine"]),
+        help="Where keys are made; by default on this host. A key made in the machine never leaves it.",
+    ),
+    click.option(
+        "--identity-signal",
+        metavar="SIGNAL",
+        help="Send this signal to the command when its files were replaced, for example HUP.",
+    ),
+    click.option(
+        "--identity-command",
+        metavar="COMMAND",
+        help="Execute this beside the command, without a shell, when its files were replaced.",
+    ),
+)
 
 
 def identity_from(options: Mapping[str, Any], suffix: str) -> IdentityRequest | None:
@@ -104,8 +99,6 @@ def identity_from(options: Mapping[str, Any], suffix: str) -> IdentityRequest | 
                 f"--identity {name}: the names below {suffix} are those of firebuild's own sessions",
                 hint="choose another name, or another ca.name_suffix",
             )
-    from firebuild_bootstrap.cli.issuing import lifetime
-
     ttl = options["identity_ttl"]
     files = IdentityFiles(
         names=names.all,
@@ -115,7 +108,7 @@ def identity_from(options: Mapping[str, Any], suffix: str) -> IdentityRequest | 
     )
     return IdentityRequest(
         files=files,
-        ttl=timedelta(hours=1) if ttl is None else lifetime(ttl, "--identity-ttl"),
+        ttl=timedelta(hours=1) if ttl is None else read_duration(ttl, "--identity-ttl"),
         signal=_signal(options["identity_signal"]),
         command=_command(options["identity_command"]),
     )

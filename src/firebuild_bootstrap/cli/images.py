@@ -21,14 +21,15 @@ from firebuild_bootstrap.cli.options import (
     config_option,
     home_from,
     json_option,
+    read_size,
     settings_from,
     warn,
     watched,
 )
-from firebuild_bootstrap.cli.output import check_paths, read_outputs, send
+from firebuild_bootstrap.cli.output import check_paths, print_json, read_outputs, send
 from firebuild_bootstrap.cli.store import age_of, read_filters
 from firebuild_bootstrap.values import dataclass
-from firebuild_pki.display import one_line
+from firebuild_pki.display import counted, one_line
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.home import Home
@@ -49,14 +50,13 @@ def images() -> None:
 @config_option
 def list_(as_json: bool, config_file: Path | None) -> None:
     """List the images: tag, when they were built, size of their layers, forms that are written."""
-    from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.cli.screen import moment, print_table
     from firebuild_bootstrap.sizes import human_size
 
     home = home_from(settings_from(config_file))
     found = home.images.list(warn)
     if as_json:
-        click.echo(as_text([_document(home, image) for image in found]), nl=False)
+        print_json([_document(home, image) for image in found])
         return
     rows = []
     for image in found:
@@ -70,10 +70,9 @@ def list_(as_json: bool, config_file: Path | None) -> None:
 @config_option
 def inspect(tag: str, config_file: Path | None) -> None:
     """Print all that is known about an image, as JSON."""
-    from firebuild_bootstrap.cli.output import as_text
 
     home = home_from(settings_from(config_file))
-    click.echo(as_text(_document(home, home.images.inspect(_tag(tag)))), nl=False)
+    print_json(_document(home, home.images.inspect(_tag(tag))))
 
 
 @images.command()
@@ -180,14 +179,9 @@ def _export_forms(tag: str, outputs: tuple[str, ...], config_file: Path | None) 
 def _export_microvm(
     tag: str, config_file: Path | None, *, firecracker: Path, kernel: Path | None, size: str | None
 ) -> None:
-    from firebuild_bootstrap.errors import InputError
     from firebuild_bootstrap.microvm import write_microvm
-    from firebuild_bootstrap.sizes import parse_size
 
-    try:
-        wanted = 0 if size is None else parse_size(size)
-    except ValueError as error:
-        raise InputError(f"--size: {error}") from error
+    wanted = 0 if size is None else read_size(size, "--size")
     settings = settings_from(config_file).machine.firecracker
     with watched(config_file, writable=False) as home:
         image = home.images.inspect(_tag(tag), hold=True)
@@ -301,14 +295,13 @@ def history(tag: str, as_json: bool, config_file: Path | None) -> None:
 
     What an image from outside says about itself is not verified.
     """
-    from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.cli.screen import moment, print_table
     from firebuild_bootstrap.sizes import human_size
 
     image = home_from(settings_from(config_file)).images.inspect(_tag(tag))
     steps = image.history()
     if as_json:
-        click.echo(as_text([{**step, "size": size} for step, size in steps]), nl=False)
+        print_json([{**step, "size": size} for step, size in steps])
         return
     rows = [
         (
@@ -501,7 +494,6 @@ def du(as_json: bool, config_file: Path | None) -> None:
 
     Holes take nothing, and what images share is counted once in the total.
     """
-    from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.cli.screen import print_table
     from firebuild_bootstrap.image.trees import allocated
     from firebuild_bootstrap.sizes import human_size
@@ -511,7 +503,7 @@ def du(as_json: bool, config_file: Path | None) -> None:
     total = allocated(home.root)
     if as_json:
         entries = [{"kind": one.kind, "name": one.name, "bytes": one.size} for one in used]
-        click.echo(as_text({"path": str(home.root), "bytes": total, "entries": entries}), nl=False)
+        print_json({"path": str(home.root), "bytes": total, "entries": entries})
         return
     rows = [(one.kind, one.name, human_size(one.size)) for one in used]
     print_table(("KIND", "NAME", "SIZE"), [*rows, ("total", str(home.root), human_size(total))])
@@ -551,8 +543,9 @@ def check(repair: bool, config_file: Path | None) -> None:
         for what in checking.unread:
             click.echo(one_line(f"not checked: {what}", 1000))
         if left:
-            count = f"{left} problem{'' if left == 1 else 's'}"
-            raise MachineError(f"the store {home.root} has {count}", hint="each line says what to do")
+            raise MachineError(
+                f"the store {home.root} has {counted(left, 'problem')}", hint="each line says what to do"
+            )
         counts = [(checking.read[kind], kind) for kind in ("images", "bases", "blobs", "layers")]
         read = ", ".join(f"{count} {kind if count != 1 else kind[:-1]}" for count, kind in counts)
         click.echo(f"{'repaired' if found else 'sound'}: {read}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import click
 
 from firebuild_bootstrap.cli.options import FilePath, config_option, home_from, settings_from
+from firebuild_bootstrap.cli.output import replaced
 from firebuild_bootstrap.cli.paths import check_writable
 from firebuild_pki.display import one_line
 
@@ -52,24 +54,7 @@ def build(
         check_writable(output)
     path = initramfs_image(home.root, compression=Compression(compression), kernel_modules=kernel_modules)
     if output is not None:
-        _copy(path, output)
+        with open(path, "rb") as made, replaced(output) as file:  # no machine starts from a part of it
+            shutil.copyfileobj(made, file)
         path = output
     click.echo(f"{one_line(str(path))}  {human_size(path.stat().st_size)}")
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Replace `target` in one step, so that no machine starts from a part of it."""
-    import os
-    import shutil
-
-    from firebuild_bootstrap.errors import InputError
-
-    fresh = target.with_name(f".firebuild-{os.getpid()}")
-    try:
-        try:
-            shutil.copyfile(source, fresh)
-            fresh.replace(target)
-        finally:
-            fresh.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{target} can't be written: {error.strerror}") from error

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from pydantic import TypeAdapter, ValidationError
 
 from firebuild_bootstrap.cli.ca_display import read_named, report_wait
+from firebuild_bootstrap.cli.options import read_duration
 from firebuild_bootstrap.cli.screen import beside_head
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.values import dataclass
@@ -28,7 +28,6 @@ from firebuild_pki import (
     UnsupportedOperation,
     open_authority,
 )
-from firebuild_pki.config import PositiveDuration
 from firebuild_pki.display import one_line
 from firebuild_pki.preflighting import CertificateFacts, certificates_of
 
@@ -166,7 +165,7 @@ class IssueRequest:
                 hint="call the command once for each build",
             )
         ends = tuple(option.removeprefix("--") for option in names)
-        return cls(ends, ids.pop(), next(iter(suffixes), None), directory, lifetime(ttl), force)
+        return cls(ends, ids.pop(), next(iter(suffixes), None), directory, read_duration(ttl, "--ttl"), force)
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -358,16 +357,3 @@ def _split(option: str, name: str) -> tuple[str, str]:
             hint=f'"guest." is put before it: try {option} {one_line(suffix, 100)}',
         )
     return build_id, suffix
-
-
-def lifetime(text: str, option: str = "--ttl") -> timedelta:
-    """Read the lifetime of a certificate.
-
-    Raises:
-        InputError: it is none; the message names the option.
-    """
-    try:
-        return TypeAdapter[timedelta](PositiveDuration).validate_python(text)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise InputError(f"{option}: {reason}") from None

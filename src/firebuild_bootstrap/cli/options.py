@@ -30,6 +30,17 @@ MACHINES = ("local", "qemu", "firecracker", "external")
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
+def stacked(*options: Callable[[Any], Any]) -> Callable[[FunctionT], FunctionT]:
+    """Return what adds options to a command, in this order."""
+
+    def add(function: FunctionT) -> FunctionT:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
 class FilePath(click.Path):
     """A path of the command line, which is not empty: an unset variable would be the current directory."""
 
@@ -50,6 +61,45 @@ def config_option(function: FunctionT) -> FunctionT:
         show_envvar=True,
         help="Configuration file (YAML).",
     )(function)
+
+
+def chosen(provider: str | None, machine: str | None = None) -> dict[str, Any]:
+    """Return the settings that `--ca` and `--machine` mean, by their paths."""
+    given = {"ca.provider": provider, "machine.driver": machine}
+    return {path: value for path, value in given.items() if value}
+
+
+def read_duration(text: str, option: str) -> timedelta:
+    """Read a duration of more than zero.
+
+    Raises:
+        InputError: it is none; the message names the option.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from firebuild_bootstrap.errors import InputError
+    from firebuild_pki.config import PositiveDuration
+
+    try:
+        return TypeAdapter[timedelta](PositiveDuration).validate_python(text)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise InputError(f"{option}: {reason}") from None
+
+
+def read_size(text: str, option: str) -> int:
+    """Read a number of bytes, such as `5GiB`.
+
+    Raises:
+        InputError: it is none; the message names the option.
+    """
+    from firebuild_bootstrap.errors import InputError
+    from firebuild_bootstrap.sizes import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise InputError(f"{option}: {error}") from error
 
 
 def settings_from(config_file: Path | None, overrides: dict[str, Any] | None = None) -> BuildSettings:

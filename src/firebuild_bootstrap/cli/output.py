@@ -10,7 +10,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
 
 from firebuild_bootstrap.cli.docker import translated_output
 from firebuild_bootstrap.errors import InputError, OutputError
@@ -153,8 +155,24 @@ def as_text(document: Any) -> str:
     return json_text(document, indent=2) + "\n"
 
 
+def print_json(document: Any) -> None:
+    """Print a document on standard output, in UTF-8 whatever the locale says (RFC 8259, section 8.1)."""
+    click.echo(as_text(document).encode(), nl=False)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that it is there completely or as it was before.
+
+    Raises:
+        InputError: it can't be written.
+    """
+    with replaced(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to fill, which takes the place of `path` in one step at the end of the block.
 
     Raises:
         InputError: it can't be written.
@@ -163,8 +181,8 @@ def write_atomically(path: Path, text: str) -> None:
         # Its name is short, or a long one of the file would be too long with anything added to it.
         descriptor, partial = tempfile.mkstemp(prefix=".firebuild-", dir=path.parent)
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
             os.chmod(partial, 0o644)
             os.replace(partial, path)
         except BaseException:

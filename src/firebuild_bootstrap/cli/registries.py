@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.sizes import parse_bool
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.events import Tasks
@@ -19,13 +20,6 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.registry.pull import Registries
     from firebuild_bootstrap.settings import BuildSettings
 
-# As Docker's `--pull`, a flag, is written.
-_POLICIES: Final = {
-    **dict.fromkeys(("", "1", "t", "T", "TRUE", "true", "True", "always"), "always"),
-    **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False", "missing"), "missing"),
-    "never": "never",
-}
-
 
 def read_policy(given: str | None) -> str | None:
     """Read `--pull` or FIREBUILD_PULL: missing, always or never, or as Docker's flag; None for neither.
@@ -33,10 +27,13 @@ def read_policy(given: str | None) -> str | None:
     Raises:
         InputError: it is something else.
     """
-    if given is not None and given not in _POLICIES:
+    if given is None or given in ("missing", "always", "never"):
+        return given
+    always = True if given == "" else parse_bool(given)
+    if always is None:
         where = "FIREBUILD_PULL" if given == os.environ.get("FIREBUILD_PULL") else "--pull"
         raise InputError(f"{where}: expected missing, always or never, found {given!r:.100}")
-    return None if given is None else _POLICIES[given]
+    return "always" if always else "missing"
 
 
 def puller(settings: BuildSettings) -> Callable[[Home, Reference], StoredImage]:

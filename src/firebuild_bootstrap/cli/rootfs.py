@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -21,18 +21,21 @@ from firebuild_bootstrap.cli.docker import (
 from firebuild_bootstrap.cli.options import (
     MACHINES,
     FilePath,
+    FunctionT,
+    chosen,
     complete_machines,
     complete_providers,
     complete_tags,
     config_option,
     home_from,
     settings_from,
+    stacked,
 )
 from firebuild_bootstrap.cli.output import check_paths, read_outputs, send
 from firebuild_bootstrap.cli.registries import read_policy
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.values import dataclass
-from firebuild_pki.display import one_line
+from firebuild_pki.display import counted, one_line
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.cli.failure import Interrupts
@@ -52,7 +55,6 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.settings import BuildSettings
     from firebuild_bootstrap.sshagent import SshAgent
 
-FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 _EPOCH: Final = "SOURCE_DATE_EPOCH"
 
 
@@ -67,7 +69,7 @@ _READY: Final = (
 
 def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
     """Add what both commands take."""
-    added = (
+    return stacked(
         click.option(
             "--dockerfile",
             "--file",
@@ -236,13 +238,6 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
         docker_options,
     )
 
-    def add(function: FunctionT) -> FunctionT:
-        for option in reversed(added):
-            function = option(function)
-        return function
-
-    return add
-
 
 @click.command(cls=DockerCommand)
 @_options("ext4")
@@ -349,10 +344,7 @@ def _build(options: _Options) -> None:
         from firebuild_bootstrap.cli.given import given
         from firebuild_bootstrap.cli.output import as_text, image_document, write_atomically
 
-        chosen = {"ca.provider": options.ca, "machine.driver": options.machine}
-        settings = settings_from(
-            options.config_file, {name: value for name, value in chosen.items() if value}
-        )
+        settings = settings_from(options.config_file, chosen(options.ca, options.machine))
         home = home_from(settings, check=interrupts.check, writable=True, pull=read_policy(options.pull))
         cleanup.enter_context(closing(home))
         wanted = _wanted(options, home, settings)
@@ -656,8 +648,8 @@ def _check(request: BuildRequest, home: Home) -> None:
         click.echo(one_line(str(warning)))
     if error is not None:
         raise error
-    count = len(warnings)
-    click.echo(f"check complete, {count or 'no'} warning{'' if count == 1 else 's'} found")
+    count = counted(len(warnings), "warning") if warnings else "no warnings"
+    click.echo(f"check complete, {count} found")
 
 
 def _renderer(wanted: _Wanted, settings: BuildSettings, home: Home) -> Renderer:

@@ -24,6 +24,7 @@ from firebuild_bootstrap.cli.failure import SIGNALS, report
 from firebuild_bootstrap.cli.identity import identity_from, identity_options, laptop_ca
 from firebuild_bootstrap.cli.options import (
     FilePath,
+    chosen,
     complete_machines,
     complete_providers,
     complete_tags,
@@ -235,9 +236,7 @@ def _settings(options: Mapping[str, Any], more: Mapping[str, Any] | None = None)
         InputError: the machine does not have what an option asks for.
         firebuild_pki.SettingsError: as `settings_from`.
     """
-    chosen = {"ca.provider": options["ca"], "machine.driver": options["driver"]}
-    overrides: dict[str, Any] = {name: value for name, value in chosen.items() if value}
-    overrides.update(more or {})
+    overrides = {**chosen(options["ca"], options["driver"]), **(more or {})}
     driver = settings_from(options["config_file"], overrides).machine.driver
     if driver == "external":
         raise InputError(

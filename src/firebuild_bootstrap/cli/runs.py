@@ -21,6 +21,7 @@ import click
 from firebuild_bootstrap.cli.docker import DockerCommand
 from firebuild_bootstrap.cli.failure import SIGNALS, report
 from firebuild_bootstrap.cli.options import config_option, home_from, json_option, settings_from
+from firebuild_bootstrap.cli.output import print_json
 from firebuild_pki.display import block, one_line
 
 if TYPE_CHECKING:
@@ -172,9 +173,7 @@ def ps(everything: bool, quiet: bool, as_json: bool, config_file: Path | None) -
 
     found = [(run, alive) for run in _runs(config_file).list() if (alive := run.is_alive) or everything]
     if as_json:
-        from firebuild_bootstrap.cli.output import as_text
-
-        click.echo(as_text([_document(run, alive) for run, alive in found]), nl=False)
+        print_json([_document(run, alive) for run, alive in found])
     elif quiet:
         for run, _ in found:
             click.echo(run.record.id)

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from firebuild_bootstrap.terminal import cells, fit
+from firebuild_bootstrap.terminal import cells, colours_wanted, fit
 from firebuild_pki.display import one_line
 
 MAX_WIDTH = 100
@@ -29,8 +29,8 @@ def width() -> int:
 
 
 def coloured() -> bool:
-    """Whether to use colours: on a terminal that has them, unless NO_COLOR is set (no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    """Whether to use colours: on a terminal, if it is to be coloured."""
+    return sys.stdout.isatty() and colours_wanted(os.environ)
 
 
 def styled(text: str, **style: bool | str) -> str:

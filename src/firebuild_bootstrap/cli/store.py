@@ -17,10 +17,12 @@ from firebuild_bootstrap.cli.options import (
     config_option,
     home_from,
     json_option,
+    read_size,
     settings_from,
     warn,
     watched,
 )
+from firebuild_bootstrap.cli.output import print_json
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted, one_line
@@ -74,13 +76,12 @@ def from_host(name: str, config_file: Path | None) -> None:
 @config_option
 def list_(as_json: bool, config_file: Path | None) -> None:
     """List the bases: name, when they were imported, size, digest."""
-    from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.cli.screen import moment, print_table
     from firebuild_bootstrap.sizes import human_size
 
     bases = home_from(settings_from(config_file)).bases.list(warn)
     if as_json:
-        click.echo(as_text([_document(found) for found in bases]), nl=False)
+        print_json([_document(found) for found in bases])
         return
     rows = [(found.name, moment(found.imported), human_size(found.size), found.digest) for found in bases]
     print_table(("NAME", "IMPORTED", "SIZE", "DIGEST"), rows)
@@ -186,7 +187,6 @@ def du(as_json: bool, config_file: Path | None) -> None:
 
     The least recently used come first. The origin is the cache of another machine from which a result came.
     """
-    from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.cli.screen import print_table
     from firebuild_bootstrap.image.drives import snapshot_drives
     from firebuild_bootstrap.sizes import human_size
@@ -199,7 +199,7 @@ def du(as_json: bool, config_file: Path | None) -> None:
     rows += [_of_mount(mount) for mount in cache_mounts(home.root)]
     total = sum(row.size for row in rows)
     if as_json:
-        click.echo(as_text({"bytes": total, "entries": [row.as_json() for row in rows]}), nl=False)
+        print_json({"bytes": total, "entries": [row.as_json() for row in rows]})
         return
     cells = [
         (
@@ -255,7 +255,8 @@ def prune(
     from firebuild_bootstrap.sizes import human_size
 
     ages = [age for age in (_seconds(older_than), age_of(read_filters(filters, "until"))) if age is not None]
-    limits = _Limits(everything, _size(max_size), max(ages, default=None), imported)
+    most = None if max_size is None else read_size(max_size, "--max-size")
+    limits = _Limits(everything, most, max(ages, default=None), imported)
     home = home_from(settings_from(config_file), writable=not dry_run)
     verb = "would remove" if dry_run else "removed"
     freed = 0
@@ -343,17 +344,6 @@ def _of_drive(drive: DriveUsage) -> _Row:
 
 def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds") if seconds else ""
-
-
-def _size(text: str | None) -> int | None:
-    from firebuild_bootstrap.sizes import parse_size
-
-    if text is None:
-        return None
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise InputError(f"--max-size: {error}") from error
 
 
 def _seconds(text: str | None, what: str = "--older-than") -> float | None:

@@ -16,8 +16,9 @@ from dataclasses import field
 from typing import Final
 
 from firebuild_bootstrap.dockerfile.graph import Diagnostic
-from firebuild_bootstrap.dockerfile.syntax import DIRECTIVE, Instruction, ParsedDockerfile, guess, parse_bool
+from firebuild_bootstrap.dockerfile.syntax import DIRECTIVE, Instruction, ParsedDockerfile, guess
 from firebuild_bootstrap.errors import InputError, Location
+from firebuild_bootstrap.sizes import parse_bool
 from firebuild_bootstrap.values import dataclass
 
 _SECRET: Final = re.compile(

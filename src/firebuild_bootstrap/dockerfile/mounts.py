@@ -25,9 +25,9 @@ from firebuild_bootstrap.dockerfile.graph import (
     TmpfsMount,
     TreeRef,
 )
-from firebuild_bootstrap.dockerfile.syntax import Flags, Instruction, guess, parse_bool, short
+from firebuild_bootstrap.dockerfile.syntax import Flags, Instruction, guess, short
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.sizes import parse_size
+from firebuild_bootstrap.sizes import parse_bool, parse_size
 from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import MAX_ID, absolute
 

@@ -30,9 +30,10 @@ from firebuild_bootstrap.dockerfile.graph import (
 from firebuild_bootstrap.dockerfile.metadata import command_line, one_word, require_ids
 from firebuild_bootstrap.dockerfile.mounts import MountScope, check_run, read_mounts
 from firebuild_bootstrap.dockerfile.stage import StageState
-from firebuild_bootstrap.dockerfile.syntax import Flags, Instruction, parse_bool, read_flags, short
+from firebuild_bootstrap.dockerfile.syntax import Flags, Instruction, read_flags, short
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.matching import BadPattern, IgnorePattern
+from firebuild_bootstrap.sizes import parse_bool
 from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import absolute
 

@@ -289,13 +289,6 @@ def guess(text: str, known: Iterable[str]) -> str | None:
     return f"did you mean {close[0]}?" if close else None
 
 
-def parse_bool(text: str) -> bool | None:
-    """Read a switch as Go's strconv.ParseBool does; None if it is not one."""
-    if text in ("1", "t", "T", "TRUE", "true", "True"):
-        return True
-    return False if text in ("0", "f", "F", "FALSE", "false", "False") else None
-
-
 def short(text: str) -> str:
     """Return `text` as a message shows it: what is longer than two lines of a terminal is cut."""
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"

@@ -23,6 +23,7 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.content_store import write_whole
 from firebuild_bootstrap.image.oci import CONFIG, INDEX, Descriptor, Index, Manifest, canonical
 from firebuild_bootstrap.image.platforms import Platform
+from firebuild_bootstrap.sizes import parse_bool
 from firebuild_bootstrap.values import dataclass
 
 if TYPE_CHECKING:
@@ -39,9 +40,7 @@ _OF: Final = "vnd.docker.reference.digest"
 _FILE: Final = "provenance.json"
 _SBOM_FILE: Final = "sbom.json"
 _MOST: Final = 64 << 20  # bytes of a file of ours; a list of 100,000 packages has half of it
-# As Go's strconv.ParseBool reads them.
-_TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
-_FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
+
 _FORMS: Final = "type=provenance[,mode=min|max][,builder-id=URI] or type=sbom, and ,disabled=true for none"
 
 
@@ -109,13 +108,13 @@ def _members(text: str) -> dict[str, str]:
 
 
 def _short(kind: str, text: str) -> dict[str, str]:
-    if text in _TRUE | _FALSE:
-        return {"type": kind, "disabled": "true" if text in _FALSE else "false"}
-    return {"type": kind, **_members(text)}
+    if (wanted := parse_bool(text)) is None:
+        return {"type": kind, **_members(text)}
+    return {"type": kind, "disabled": "false" if wanted else "true"}
 
 
 def _with(found: Attestations, option: str, members: dict[str, str]) -> Attestations:
-    kind, disabled = members.pop("type", ""), members.pop("disabled", "false")
+    kind, disabled = members.pop("type", ""), parse_bool(members.pop("disabled", "false"))
     mode, builder_id = members.pop("mode", Mode.MIN), members.pop("builder-id", "")
     if members.pop("version", "v1") != "v1":
         raise InputError(
@@ -126,12 +125,12 @@ def _with(found: Attestations, option: str, members: dict[str, str]) -> Attestat
             f"{option}: there are no generators: firebuild itself reads the packages of an image"
         )
     right = kind in ("provenance", "sbom") and mode in tuple(Mode) and not members
-    if not right or disabled not in _TRUE | _FALSE or (kind == "sbom" and (builder_id or mode != Mode.MIN)):
+    if not right or disabled is None or (kind == "sbom" and (builder_id or mode != Mode.MIN)):
         raise InputError(f"{option}: expected {_FORMS}")
-    wanted = disabled in _FALSE
     if kind == "sbom":
-        return replace(found, sbom=wanted)
-    return replace(found, provenance=Mode(mode) if wanted else None, kept=wanted, builder_id=builder_id)
+        return replace(found, sbom=not disabled)
+    provenance = None if disabled else Mode(mode)
+    return replace(found, provenance=provenance, kept=not disabled, builder_id=builder_id)
 
 
 # --- in the store ---------------------------------------------------------------------------------
