@@ -130,13 +130,10 @@ class StoreCheck:
             self.read["images"] += 1
 
     def _of_image(self, tag: Reference, image: StoredImage) -> Iterator[Finding]:
-        source, layers = image.record.source, image.record.layers or ()
-        needed = [source.manifest, source.config] if source is not None else []
-        blobs = (*needed, *(layer.outside.blob for layer in layers if layer.outside is not None))
-        for digest in dict.fromkeys(blob.digest for blob in blobs):
+        for digest in dict.fromkeys(blob.digest for blob in image.record.blobs):
             if not self._home.blobs.path(digest).exists():
                 yield Finding(f"image {tag}: its blob {digest} is missing", "load or pull it again")
-        for layer in layers:
+        for layer in image.record.layers or ():
             path = image.directory / layer.archive
             if layer.archive and not _has(path, layer.digest):
                 yield Finding(

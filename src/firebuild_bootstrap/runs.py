@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal
 
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.machine.cleanup import entries_locked, own
+from firebuild_bootstrap.image.content_store import lock_file
+from firebuild_bootstrap.machine.cleanup import LOCK, own
 from firebuild_bootstrap.removal import remove_tree
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted
@@ -325,7 +326,7 @@ class Runs:
         lock = -1
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with entries_locked(self._directory):
+            with lock_file(self._directory / LOCK):
                 namesake = next((run for run in self.list() if record.name in _names(run)), None)
                 if namesake is not None:
                     raise InputError(

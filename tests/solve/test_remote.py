@@ -14,7 +14,7 @@ import pytest
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Event, Notice, Tasks
-from firebuild_bootstrap.image.blobs import BlobStore
+from firebuild_bootstrap.image.blobs import BlobStore, digest_of
 from firebuild_bootstrap.image.intake import Intake
 from firebuild_bootstrap.image.layertrees import ALTERED
 from firebuild_bootstrap.image.oci import Descriptor, Manifest, canonical
@@ -25,7 +25,6 @@ from firebuild_bootstrap.image.remotecache import (
     DirectoryBackend,
     cache_manifest,
     parse_cache,
-    read_json,
 )
 from firebuild_bootstrap.image.store import ImageStore
 from firebuild_bootstrap.layers.apply import UnpackReport
@@ -477,5 +476,6 @@ def test_caches_in_one_directory_have_tags(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"{", b"[" * 100_000], ids=["cut off", "deep"])
 def test_records_that_can_not_be_read_are_damaged(data: bytes) -> None:
-    with pytest.raises(InputError, match="its records are damaged: they are not JSON, or nested too deeply"):
-        read_json(data)
+    manifest = Manifest.made_of(Descriptor(RECORDS, digest_of(data), len(data)), [])
+    with pytest.raises(InputError, match="its list of records is damaged: it is not JSON, or nested"):
+        read_records(manifest, data, "there")

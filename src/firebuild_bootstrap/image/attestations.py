@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.content_store import write_whole
-from firebuild_bootstrap.image.oci import CONFIG, INDEX, Descriptor, Index, Manifest, canonical
+from firebuild_bootstrap.image.oci import CONFIG, Descriptor, Index, Manifest, canonical
 from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.sizes import parse_bool
 from firebuild_bootstrap.values import dataclass
@@ -304,11 +304,6 @@ def attested(
         replace(image.descriptor, platform=platform),
         replace(manifest.descriptor, platform=Platform("unknown", "unknown"), annotations=about),
     )
-    document = {
-        "schemaVersion": 2,
-        "mediaType": INDEX,
-        "manifests": [entry.as_json() for entry in entries],
-    }
-    index = Index(entries, INDEX, canonical(document))
+    index = Index.made_of(entries)
     blobs.add(index.data)
     return Attested(image, manifest, index)

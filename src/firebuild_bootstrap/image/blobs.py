@@ -28,6 +28,7 @@ from firebuild_bootstrap.image.content_store import (
     allow_open_files,
     lock_file,
     place_of,
+    sync,
     try_lock,
     unusable_store,
     write_whole,
@@ -451,11 +452,7 @@ class BlobStore:
             os.rename(part, target)
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             self._held[digest] = os.dup(descriptor)  # which shares the lock
-        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(target.parent)
         return target
 
 

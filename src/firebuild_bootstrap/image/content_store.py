@@ -39,7 +39,6 @@ SPACE: Final = f"free some space there, or {_ELSEWHERE}"
 _OTHER_FILES: Final = 512  # open files of a process beside those that are held
 _ATTEMPTS: Final = 100
 _AT_ONCE: Final = 100
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
 
 
 @dataclass(frozen=True)
@@ -240,7 +239,7 @@ class ContentStore:
 
     def _sync_directory(self, directory: Path) -> None:
         if self._durable:
-            _sync(directory, _DIRECTORY)
+            sync(directory)
 
     def link(self, key: Key) -> Path:
         """Return the path of an entry by its name, which stays right when the entry is replaced."""
@@ -385,6 +384,20 @@ def lock_file(path: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the exclusive lock of a directory for the length of the block.
+
+    Raises:
+        OSError: it can't be opened.
+    """
+    lock = _lock(directory, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
 def _lock(directory: Path, how: int) -> int:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -395,8 +408,13 @@ def _lock(directory: Path, how: int) -> int:
     return descriptor
 
 
-def _sync(path: str | Path, flags: int) -> None:
-    descriptor = os.open(path, flags | os.O_CLOEXEC)
+def sync(path: str | Path) -> None:
+    """Write a file, or the list of names of a directory, to the disk.
+
+    Raises:
+        OSError: it can't be opened, is a link, or the disk fails.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
@@ -409,17 +427,25 @@ def _sync_content(staging: Staging) -> None:
         paths = [(entry.path, entry.is_file(follow_symlinks=False)) for entry in entries]
     for path, is_file in paths:
         if is_file:
-            _sync(path, os.O_RDONLY | os.O_NOFOLLOW)
+            sync(path)
     os.fsync(staging.lock)
     if not all(is_file for _, is_file in paths):
-        sync_file_system(staging.lock)
+        sync_file_system(staging.path)
 
 
-def sync_file_system(descriptor: int) -> None:
-    """Write the whole file system: the way for trees of many files, with owners that forbid to open them."""
+def sync_file_system(directory: Path) -> None:
+    """Write the whole file system of a directory: trees have many files, and owners that forbid to open them.
+
+    Raises:
+        OSError: the directory can't be opened.
+    """
     syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
-    if syncfs is None or syncfs(descriptor) != 0:
-        os.sync()
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if syncfs is None or syncfs(descriptor) != 0:
+            os.sync()
+    finally:
+        os.close(descriptor)
 
 
 def write_whole(path: Path, content: bytes) -> None:

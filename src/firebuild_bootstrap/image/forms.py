@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import MALFORMED, MachineError
-from firebuild_bootstrap.image.content_store import SPACE, lock_file, sync_file_system, write_whole
+from firebuild_bootstrap.image.content_store import SPACE, lock_file, sync, sync_file_system, write_whole
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType, export_tree
 from firebuild_bootstrap.image.trees import Tree, Trees
 from firebuild_bootstrap.sizes import checked_size
@@ -158,11 +158,10 @@ def _write(directory: Path, tree: Tree, spec: OutputSpec, trees: Trees, epoch: i
 
 def _publish(making: Path, directory: Path, artifact: Artifact) -> None:
     target, made = directory / artifact.path, making / artifact.path
-    descriptor = os.open(made, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        sync_file_system(descriptor) if artifact.type is OutputType.DIR else os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if artifact.type is OutputType.DIR:
+        sync_file_system(made)
+    else:
+        sync(made)
     (directory / _note_name(artifact.type)).unlink(missing_ok=True)
     if artifact.type is OutputType.DIR and target.exists():
         os.rename(target, making / "older")

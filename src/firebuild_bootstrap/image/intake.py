@@ -211,10 +211,7 @@ class Intake:
 
     def has_all_blobs(self, image: StoredImage) -> bool:
         """Whether nothing has to be fetched of an image that came from outside."""
-        source, layers = image.record.source, image.record.layers or ()
-        needed = [source.manifest, source.config] if source is not None else []
-        needed += [layer.outside.blob for layer in layers if layer.outside is not None]
-        return all(self._blobs.path(blob.digest).exists() for blob in needed)
+        return all(self._blobs.path(blob.digest).exists() for blob in image.record.blobs)
 
     def _unpack(
         self, layers: Sequence[ImageLayer], report: Callable[[UnpackReport], object] = lambda _: None

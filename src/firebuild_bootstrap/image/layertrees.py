@@ -490,11 +490,7 @@ class LayerTrees:
         contents = (self.root / "content").iterdir()
         new = [path for path in contents if (path / "layer").exists() and not (path / _DURABLE).exists()]
         if new:
-            descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                sync_file_system(descriptor)
-            finally:
-                os.close(descriptor)
+            sync_file_system(self.root)
         for path in new:
             with suppress(OSError):  # it was discarded meanwhile
                 (path / _DURABLE).touch()

@@ -11,7 +11,6 @@ ambiguous, and no byte is believed that has another digest than what named it.
 from __future__ import annotations
 
 import io
-import json
 import os
 import posixpath
 import stat
@@ -37,9 +36,11 @@ from firebuild_bootstrap.image.oci import (
     ImageDocument,
     Index,
     Manifest,
+    blob_path,
     canonical,
     choose_image,
     parse_config,
+    parse_json,
     parse_manifest,
 )
 from firebuild_bootstrap.image.platforms import Platform
@@ -390,7 +391,12 @@ def images_in(files: Files, platform: Platform, only: str = "") -> list[ImageInF
     return found
 
 
-def _document(files: Files, path: str) -> bytes:
+def read_document(files: Files, path: str) -> bytes:
+    """Return a manifest, index or configuration, whose size is bounded.
+
+    Raises:
+        InputError: it is not there, or too large.
+    """
     with files.open(path) as file:
         data = file.read(MAX_DOCUMENT + 1)
     if len(data) > MAX_DOCUMENT:
@@ -398,18 +404,14 @@ def _document(files: Files, path: str) -> bytes:
     return data
 
 
-def _path_of(digest: str) -> str:
-    return f"blobs/{digest.replace(':', '/')}"
-
-
 # --- OCI image layouts ----------------------------------------------------------------------------
 
 
 def _of_layout(files: Files, platform: Platform, only: str) -> list[ImageInFiles]:
-    version = _json(_document(files, _LAYOUT), _LAYOUT)
+    version = parse_json(read_document(files, _LAYOUT), _LAYOUT)
     if not isinstance(version, dict) or version.get("imageLayoutVersion") != "1.0.0":
         raise InputError(f"{_LAYOUT}: expected imageLayoutVersion 1.0.0, found {version!r:.100}")
-    index = parse_manifest(_document(files, _INDEX), INDEX)
+    index = parse_manifest(read_document(files, _INDEX), INDEX)
     if not isinstance(index, Index):
         raise InputError(f"{_INDEX} is not an index", hint="make the layout again")
     groups: dict[_Called, list[Descriptor]] = {}
@@ -445,10 +447,10 @@ def _of_entries(
     files: Files, platform: Platform, names: tuple[Reference, ...], tag: str, entries: Sequence[Descriptor]
 ) -> ImageInFiles:
     manifest, (_, *digests) = choose_image(
-        Index(tuple(entries)), platform, lambda entry: _document(files, _path_of(entry.digest))
+        Index(tuple(entries)), platform, lambda entry: read_document(files, blob_path(entry.digest))
     )
-    document = parse_config(manifest.config.check(_document(files, _path_of(manifest.config.digest))))
-    paths = {blob.digest: _path_of(blob.digest) for blob in manifest.blobs}
+    document = parse_config(manifest.config.check(read_document(files, blob_path(manifest.config.digest))))
+    paths = {blob.digest: blob_path(blob.digest) for blob in manifest.blobs}
     return ImageInFiles(names, manifest, document, tuple(digests), paths, tag=tag)
 
 
@@ -464,7 +466,7 @@ def _names(entry: Descriptor) -> tuple[Reference, ...]:
 
 
 def _of_docker(files: Files) -> list[ImageInFiles]:
-    entries = _json(_document(files, _DOCKER), _DOCKER)
+    entries = parse_json(read_document(files, _DOCKER), _DOCKER)
     if isinstance(entries, dict) and "schemaVersion" in entries:
         raise InputError(
             f"{_DOCKER} is the manifest of an image, as skopeo and podman write it into a directory (dir:), "
@@ -480,7 +482,7 @@ def _docker_image(files: Files, entry: object) -> ImageInFiles:
     if not isinstance(entry, dict):
         raise InputError(f"{_DOCKER}: expected an object for each image, found {entry!r:.100}")
     config_path = _text(entry.get("Config"))
-    document = parse_config(_document(files, config_path))
+    document = parse_config(read_document(files, config_path))
     config = Descriptor(CONFIG, document.digest, len(document.data))
     paths = {config.digest: config_path}
     layers, unpacked = [], set()
@@ -522,13 +524,6 @@ def _text(found: object) -> str:
     return found
 
 
-def _json(data: bytes, path: str) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged: it is not JSON, or nested too deeply") from error
-
-
 # --- writing --------------------------------------------------------------------------------------
 
 
@@ -552,9 +547,8 @@ def write_archive(
         for names, manifest in images
         for name in names or (None,)
     ]
-    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry.as_json() for entry in entries]}
     writer = LayerWriter(out)
-    small = {_LAYOUT: canonical({"imageLayoutVersion": "1.0.0"}), _INDEX: canonical(index)}
+    small = {_LAYOUT: canonical({"imageLayoutVersion": "1.0.0"}), _INDEX: Index.made_of(entries).data}
     if docker:
         small[_DOCKER] = canonical([_docker_entry(names, manifest) for names, manifest in images])
     for path, data in small.items():
@@ -569,7 +563,7 @@ def write_archive(
                 raise MachineError(
                     f"{file.name} was modified after it was stored", hint="load the image again"
                 )
-            writer.add(Entry(_path_of(digest), FILE, 0o644, size=size), file.fileno())
+            writer.add(Entry(blob_path(digest), FILE, 0o644, size=size), file.fileno())
     writer.close()
 
 
@@ -582,7 +576,7 @@ def _annotations(name: Reference | None, *, alone: bool) -> dict[str, str]:
 
 def _docker_entry(names: Sequence[Reference], manifest: Manifest) -> dict[str, Any]:
     return {
-        "Config": _path_of(manifest.config.digest),
+        "Config": blob_path(manifest.config.digest),
         "RepoTags": [f"{name.familiar}:{name.tag}" for name in names if not name.is_untagged],
-        "Layers": [_path_of(layer.digest) for layer in manifest.layers],
+        "Layers": [blob_path(layer.digest) for layer in manifest.layers],
     }

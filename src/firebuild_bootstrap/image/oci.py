@@ -177,6 +177,13 @@ class Index:
     media_type: str = INDEX
     data: bytes = b""
 
+    @classmethod
+    def made_of(cls, manifests: Sequence[Descriptor]) -> Index:
+        """Write an index: the same entries give the same bytes."""
+        entries = [entry.as_json() for entry in manifests]
+        document = {"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}
+        return cls(tuple(manifests), INDEX, canonical(document))
+
     @property
     def digest(self) -> str:
         """`sha256:…` of its bytes."""
@@ -388,6 +395,23 @@ def parse_config(data: bytes) -> ImageDocument:
     )
 
 
+def parse_json(data: bytes, what: str) -> Any:
+    """Read a document from outside.
+
+    Raises:
+        InputError: it is not JSON; `what` names it in the message.
+    """
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} is damaged: it is not JSON, or nested too deeply") from error
+
+
+def blob_path(digest: str) -> str:
+    """Return where a blob is in an image layout (image-layout.md)."""
+    return f"blobs/{digest.replace(':', '/')}"
+
+
 def canonical(document: object) -> bytes:
     """Return a document as JSON in one form: sorted, without spaces, in UTF-8."""
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
@@ -412,10 +436,7 @@ def _history(entry: object, what: str) -> Mapping[str, Any]:
 def _parsed(data: bytes, what: str) -> _Object:
     if len(data) > MAX_DOCUMENT:
         raise InputError(f"{what} is larger than {MAX_DOCUMENT >> 20} MiB")
-    try:
-        return _Object(json.loads(data), what)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{what} is damaged: it is not JSON, or nested too deeply") from error
+    return _Object(parse_json(data, what), what)
 
 
 class _Object:

@@ -8,8 +8,6 @@ keep it as they keep images: see `registry.remotecache`. A directory is an OCI i
 from __future__ import annotations
 
 import csv
-import fcntl
-import json
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -20,8 +18,8 @@ from typing import Final, Literal, Protocol
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image.blobs import DIGEST, BlobStore
-from firebuild_bootstrap.image.content_store import place_of, unusable_store
-from firebuild_bootstrap.image.layouts import FilesInDirectory
+from firebuild_bootstrap.image.content_store import locked, place_of, unusable_store
+from firebuild_bootstrap.image.layouts import FilesInDirectory, read_document
 from firebuild_bootstrap.image.names import Reference, at_home
 from firebuild_bootstrap.image.oci import (
     INDEX,
@@ -31,6 +29,7 @@ from firebuild_bootstrap.image.oci import (
     Descriptor,
     Index,
     Manifest,
+    blob_path,
     canonical,
     parse_manifest,
 )
@@ -236,7 +235,7 @@ class DirectoryBackend:
         if found is None:
             there = ", ".join(sorted(filter(None, map(_tag, entries)))[:20]) or "none"
             raise InputError(f"there is no cache {digest or tag}", hint=f"tags there are {one_line(there)}")
-        data = found.check(self._small(_path_of(found.digest)))
+        data = found.check(read_document(self._files, blob_path(found.digest)))
         manifest = cache_manifest(data, found.media_type)
         self.fetch(manifest.config, blobs)
         return manifest
@@ -245,7 +244,7 @@ class DirectoryBackend:
         """See `CacheBackend`."""
         with blobs.writer(blob) as writer:
             if not writer.complete:
-                with self._files.open(_path_of(blob.digest)) as source:
+                with self._files.open(blob_path(blob.digest)) as source:
                     source.seek(writer.offset)
                     while piece := source.read(_PIECE):
                         writer.write(piece)
@@ -258,16 +257,11 @@ class DirectoryBackend:
             (self._root / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
             for blob in (*manifest.blobs, manifest.descriptor):
                 self._add(blob, blobs, fetch)
-            with self._locked():
+            with locked(self._root):  # the index has all tags in it
                 self._replace(self._root / "oci-layout", canonical({"imageLayoutVersion": "1.0.0"}))
                 others = [entry for entry in self._entries() if _tag(entry) != self._tag]
                 entry = replace(manifest.descriptor, annotations={REF_NAME: self._tag})
-                index = {
-                    "schemaVersion": 2,
-                    "mediaType": INDEX,
-                    "manifests": [each.as_json() for each in (*others, entry)],
-                }
-                self._replace(self._root / "index.json", canonical(index))
+                self._replace(self._root / "index.json", Index.made_of((*others, entry)).data)
         except OSError as error:
             where = f"{place_of(error, self._root)} can't be written"
             raise unusable_store(where, error, "name another directory: dest=DIR") from error
@@ -275,18 +269,11 @@ class DirectoryBackend:
     def _entries(self) -> tuple[Descriptor, ...]:
         if not self._files.has("index.json"):
             return ()
-        index = parse_manifest(self._small("index.json"), INDEX)
+        index = parse_manifest(read_document(self._files, "index.json"), INDEX)
         return index.manifests if isinstance(index, Index) else ()
 
-    def _small(self, path: str) -> bytes:
-        with self._files.open(path) as file:
-            data = file.read(MAX_DOCUMENT + 1)
-        if len(data) > MAX_DOCUMENT:
-            raise InputError(f"{path} is larger than {MAX_DOCUMENT >> 20} MiB")
-        return data
-
     def _add(self, blob: Descriptor, blobs: BlobStore, fetch: Fetch) -> None:
-        target = self._root / _path_of(blob.digest)
+        target = self._root / blob_path(blob.digest)
         if target.exists() and target.stat().st_size == blob.size:
             return
         source = blobs.hold(blob.digest) or fetch(blob)
@@ -308,32 +295,6 @@ class DirectoryBackend:
         finally:
             partial.unlink(missing_ok=True)
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep others from writing the index meanwhile, which has all tags in it."""
-        descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-
-
-def read_json(data: bytes) -> object:
-    """Read a document of a cache.
-
-    Raises:
-        InputError: it is not JSON.
-    """
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InputError("its records are damaged: they are not JSON, or nested too deeply") from error
-
 
 def _tag(entry: Descriptor) -> str:
     return entry.annotations.get(REF_NAME, "")
-
-
-def _path_of(digest: str) -> str:
-    return f"blobs/{digest.replace(':', '/')}"

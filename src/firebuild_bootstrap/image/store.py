@@ -162,6 +162,12 @@ class ImageRecord:
         """Bytes of all layers; of an earlier version's image, those of its outputs."""
         return sum(part.size for part in (self.outputs if self.layers is None else self.layers))
 
+    @property
+    def blobs(self) -> tuple[Descriptor, ...]:
+        """Those that it needs of an image from outside, and of the layers that are from outside."""
+        own = (self.source.manifest, self.source.config) if self.source is not None else ()
+        return (*own, *(layer.outside.blob for layer in self.layers or () if layer.outside is not None))
+
     def as_json(self) -> dict[str, Any]:
         """Return the document."""
         return {
@@ -407,13 +413,7 @@ class ImageStore:
 
     def blob_digests(self) -> frozenset[str]:
         """Return the digests of all blobs that an image needs, held or named as for `layer_keys`."""
-        found: set[str] = set()
-        for record in self._records():
-            if record.source is not None:
-                found |= {record.source.manifest.digest, record.source.config.digest}
-            outside = (layer.outside for layer in record.layers or ())
-            found.update(each.blob.digest for each in outside if each is not None)
-        return frozenset(found)
+        return frozenset(blob.digest for record in self._records() for blob in record.blobs)
 
     def _records(self) -> Iterator[ImageRecord]:
         for directory in self._contents.contents():

@@ -15,7 +15,7 @@ import os
 import select
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 # Each build starts this program, to wait most of the time: what it does afterwards it imports afterwards.
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from firebuild_bootstrap.sandbox import IdMap
 
+LOCK: Final = "lock"
+"""A file beside the directories of builds or runs, locked by whoever makes or retires one."""
 _GRACE_SECONDS: Final = 2.0
 _CHECK_SECONDS: Final = 0.5
 
@@ -99,24 +101,14 @@ def abandoned(folder: Path) -> Iterator[Path]:
                 os.close(lock)
 
 
-@contextmanager
-def entries_locked(folder: Path) -> Iterator[None]:
-    """Keep everybody else from making or retiring a directory in `folder`, which exists."""
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def sweep(store: Path) -> None:
     """Remove what dead builds left in `store`."""
+    from firebuild_bootstrap.image.content_store import lock_file
     from firebuild_bootstrap.sandbox import detect
 
     builds = store / "builds"
     if builds.is_dir():
-        with entries_locked(builds):
+        with lock_file(builds / LOCK):
             for entry in abandoned(builds):
                 retire(entry)
     idmap = detect()

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
-from firebuild_bootstrap.image.content_store import ROOM
+from firebuild_bootstrap.image.content_store import ROOM, lock_file
 from firebuild_bootstrap.image.layertrees import LayerTrees
 from firebuild_bootstrap.image.trees import Trees
-from firebuild_bootstrap.machine.cleanup import abandoned, entries_locked, own, retire
+from firebuild_bootstrap.machine.cleanup import LOCK, abandoned, own, retire
 from firebuild_bootstrap.sandbox import IdMap, Runtime, Sandbox, find_runtime
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ class Workspace(BuildDirectory):
             builds.mkdir(parents=True, exist_ok=True)
             spread(builds)
             retire_dead(builds.parent)
-            with entries_locked(builds):
+            with lock_file(builds / LOCK):
                 self.path.mkdir(mode=0o700)
                 lock = own(self.path)
         except OSError as error:
@@ -247,7 +247,7 @@ def retire_dead(home: Path) -> None:
     """
     builds = home / "builds"
     if any(True for _ in abandoned(builds)):
-        with entries_locked(builds):
+        with lock_file(builds / LOCK):
             for entry in abandoned(builds):
                 retire(entry)
 

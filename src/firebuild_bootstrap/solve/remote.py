@@ -27,7 +27,7 @@ from firebuild_bootstrap.image.blobs import BlobStore
 from firebuild_bootstrap.image.intake import Intake
 from firebuild_bootstrap.image.layertrees import OutsideLayer
 from firebuild_bootstrap.image.names import Reference
-from firebuild_bootstrap.image.oci import MAX_DOCUMENT, Descriptor, Manifest, canonical
+from firebuild_bootstrap.image.oci import MAX_DOCUMENT, Descriptor, Manifest, canonical, parse_json
 from firebuild_bootstrap.image.outgoing import Outgoing
 from firebuild_bootstrap.image.outputs import GZIP
 from firebuild_bootstrap.image.remotecache import (
@@ -36,7 +36,6 @@ from firebuild_bootstrap.image.remotecache import (
     CacheBackend,
     CacheSpec,
     DirectoryBackend,
-    read_json,
 )
 from firebuild_bootstrap.image.trees import DamagedArchiveError
 from firebuild_bootstrap.registry.answers import RegistryError
@@ -99,7 +98,7 @@ def read_records(manifest: Manifest, data: bytes, origin: str) -> list[Record]:
     Raises:
         InputError: they are not as they have to be.
     """
-    document = read_json(data)
+    document = parse_json(data, "its list of records")
     found = document.get("records") if isinstance(document, dict) else None
     if not isinstance(found, list) or len(found) > MOST_RECORDS:
         raise InputError(f"its records are damaged: expected a list of at most {MOST_RECORDS}")
