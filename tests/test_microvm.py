@@ -13,7 +13,8 @@ import pytest
 import zstandard
 
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.microvm import _modules, read_kernel
+from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
+from firebuild_bootstrap.microvm import _configuration, _modules, read_kernel
 
 VMLINUX = b"\x7fELF" + bytes(range(256)) * 500
 SIZE = struct.pack("<I", len(VMLINUX))  # what the kernel's build adds after all forms but gzip
@@ -93,3 +94,9 @@ def test_the_modules_of_a_kernel_for_arm_lie_beside_it(tmp_path: Path) -> None:
     assert _modules(kernel, content, ()) == (modules,)
     assert _modules(kernel, content, [str(tmp_path)]) == (tmp_path,)
     assert _modules(kernel, bytes(100), ()) == ()
+
+
+def test_the_machine_is_as_that_of_builds() -> None:
+    settings = FirecrackerSettings(vcpus=4, memory=1 << 30, smt=True, cpu_template="T2")
+    machine = _configuration(settings, "quiet")["machine-config"]
+    assert machine == {"vcpu_count": 4, "mem_size_mib": 1024, "smt": True, "cpu_template": "T2"}

@@ -23,7 +23,9 @@ from firebuild_bootstrap.image.outputs import Deliveries, OutputSpec, OutputType
 from firebuild_bootstrap.initramfs import Compression, initramfs_image
 from firebuild_bootstrap.initramfs.cpio import Entry, directory, file, write_archive
 from firebuild_bootstrap.initramfs.image import run_lz4
-from firebuild_bootstrap.machine.firecracker.checks import check_kernel, check_modules
+from firebuild_bootstrap.initramfs.modules import module_directories
+from firebuild_bootstrap.machine.firecracker.api import machine_config
+from firebuild_bootstrap.machine.firecracker.checks import check_kernel
 from firebuild_bootstrap.machine.qemu.kernel import modules_for, release_in
 from firebuild_bootstrap.running import RunRequest, command_of, stop_signal
 from firebuild_pki.display import counted
@@ -47,7 +49,6 @@ _ARGUMENTS: Final = (
 )
 # As Firecracker's own default: no probing for hardware that it does not have.
 _X86_ARGUMENTS: Final = ("pci=off", "i8042.noaux", "i8042.nomux", "i8042.dumbkbd")
-_MIB: Final = 1 << 20
 # Documentation/arch/x86/boot.rst: the header's magic, its sectors, and where the compressed kernel is.
 _MAGIC_AT, _MAGIC, _SECTORS_AT, _PAYLOAD_AT = 0x202, b"HdrS", 0x1F1, 0x248
 
@@ -130,11 +131,7 @@ def _configuration(settings: FirecrackerSettings, arguments: str) -> dict[str, A
     """Return what Firecracker's option --config-file takes; paths are relative to where it is started."""
     return {
         "boot-source": {"kernel_image_path": KERNEL, "initrd_path": INITRD, "boot_args": arguments},
-        "machine-config": {
-            "vcpu_count": settings.vcpus,
-            "mem_size_mib": settings.memory // _MIB,
-            "smt": settings.smt,
-        },
+        "machine-config": machine_config(settings),
         "drives": [
             {"drive_id": "rootfs", "path_on_host": DRIVE, "is_root_device": False, "is_read_only": False}
         ],
@@ -144,8 +141,7 @@ def _configuration(settings: FirecrackerSettings, arguments: str) -> dict[str, A
 def _modules(kernel: Path, unpacked: bytes, named: Sequence[str]) -> tuple[Path, ...]:
     """Return the directories of a kernel's modules: those of the settings, or those that lie beside it."""
     if named:
-        check_modules(named)
-        return tuple(map(absolute, named))
+        return module_directories(named, "machine.firecracker.kernel_modules")
     return modules_for(absolute(kernel), release_in(unpacked))
 
 

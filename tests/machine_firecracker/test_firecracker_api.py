@@ -17,14 +17,14 @@ from firebuild_bootstrap.machine.firecracker.api import (
     ApiError,
     Configuration,
     FirecrackerApi,
-    FirecrackerMetadata,
+    MetadataService,
     ask_to_end,
     configure,
     is_socket,
     start,
 )
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
-from firebuild_bootstrap.mmds.store import STORE_LIMIT, StoreError
+from firebuild_bootstrap.mmds.store import STORE_LIMIT, HeldMetadata, StoreError
 from machine_firecracker.fc_tools import NetworkNamespace, kernel_file, serving
 
 SECRET = "-----BEGIN PRIVATE KEY-----"
@@ -87,10 +87,10 @@ def test_everything_up_to_the_start_is_accepted(
         configure(api, configuration(tmp_path, mmds_version=version))
         mmds = {"network_interfaces": ["eth0"], "version": version, "ipv4_address": "169.254.0.1"}
         refused(lambda: api.put("/mmds/config", mmds))
-        FirecrackerMetadata().connect(api)
-        metadata = FirecrackerMetadata()
+        HeldMetadata().connect(MetadataService(api))
+        metadata = HeldMetadata()
         metadata.put(DOCUMENT)
-        metadata.connect(api)
+        metadata.connect(MetadataService(api))
         metadata.patch({"latest": {"meta-data": {"Bootstrap": None}}})
         assert api.get("/mmds") == {"latest": {"meta-data": {"VMMID": "b1"}}}
         config = api.get("/vm/config")
@@ -157,7 +157,7 @@ def test_metadata_are_limited(api: FirecrackerApi) -> None:
 
 
 def test_too_much_metadata_is_refused_before_it_is_sent() -> None:
-    metadata = FirecrackerMetadata()
+    metadata = HeldMetadata()
     with pytest.raises(StoreError, match=r"the metadata takes 51201 bytes, and the store holds 51200"):
         metadata.put({"a": "x" * (STORE_LIMIT - len('{"a":""}') + 1)})
     with pytest.raises(StoreError, match="holds nothing that could be patched"):
@@ -165,10 +165,10 @@ def test_too_much_metadata_is_refused_before_it_is_sent() -> None:
 
 
 def test_before_firecracker_runs_metadata_are_kept(api: FirecrackerApi) -> None:
-    metadata = FirecrackerMetadata()
+    metadata = HeldMetadata()
     metadata.put(DOCUMENT)
     metadata.patch({"latest": {"meta-data": {"VMMID": "b2"}}})
-    metadata.connect(api)
+    metadata.connect(MetadataService(api))
     assert api.get("/mmds")["latest"]["meta-data"]["VMMID"] == "b2"
     metadata.put({"latest": {}})
     assert api.get("/mmds") == {"latest": {}}

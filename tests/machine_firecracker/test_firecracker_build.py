@@ -308,6 +308,7 @@ def waiting(workspace: Workspace, store: Path, rig: Rig) -> Iterator[Firecracker
         ),
         network=rig.network,
         kernel=Path(str(rig.settings["machine.firecracker.kernel"])),
+        modules=(),
         store=store,
         leftovers=Leftovers(workspace.path),
     )

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
+from firebuild_bootstrap.initramfs.modules import module_directories
 from firebuild_bootstrap.machine import kvm
 from firebuild_bootstrap.machine.firecracker import checks
 from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi, start
 from firebuild_bootstrap.machine.firecracker.checks import (
     check_kernel,
-    check_modules,
     check_socket_path,
     check_version,
     find_program,
@@ -61,9 +61,9 @@ def test_kernel_modules_may_be_below_the_home_directory(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "modules").mkdir()
-    check_modules(["~/modules"])
+    assert module_directories(["~/modules"], "kernel_modules") == (tmp_path / "modules",)
     with pytest.raises(InputError, match=rf"kernel_modules: {tmp_path}/none is not a directory"):
-        check_modules(["~/none"])
+        module_directories(["~/none"], "kernel_modules")
 
 
 @pytest.mark.parametrize("text", ["Firecracker v1.13.1\n\nmore 9.9.9", "1.0.0", "Jailer v1.7.0-dev"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from firebuild_bootstrap.image import layertrees
 from firebuild_bootstrap.machine import leftovers as module
 from firebuild_bootstrap.machine.leftovers import Leftovers, clear
 
@@ -100,7 +101,7 @@ def test_after_a_restart_no_process_is_ended(
     process = introduced(tmp_path / "stat")
     leftovers.add_process(tmp_path / "stat")
     (tmp_path / "boot_id").write_text("another\n")
-    monkeypatch.setattr(module, "_BOOT_ID", tmp_path / "boot_id")
+    monkeypatch.setattr(layertrees, "_BOOT_ID", tmp_path / "boot_id")
     assert leftovers.clear() == []
     assert process.poll() is None
     process.kill()

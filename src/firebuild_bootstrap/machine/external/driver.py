@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerSink
 from firebuild_bootstrap.listening import format_address, listen
@@ -18,10 +18,10 @@ from firebuild_bootstrap.machine.base import (
 from firebuild_bootstrap.machine.drives import SCRATCH_BYTES, SentLayers
 from firebuild_bootstrap.machine.external.drive import Disk, ExternalDrive
 from firebuild_bootstrap.machine.external.settings import ExternalSettings, split_host_port
-from firebuild_bootstrap.machine.external.targets import Target, make_target
+from firebuild_bootstrap.machine.external.targets import make_target
 from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.machine.workspace import BuildDirectory
-from firebuild_bootstrap.mmds.store import DataStore
+from firebuild_bootstrap.mmds.store import HeldMetadata
 from firebuild_bootstrap.wire import CacheMount
 from firebuild_pki.homes import absolute
 
@@ -64,7 +64,7 @@ class ExternalMachine(Machine):
         self._limit = disk_size or SCRATCH_BYTES
         self._leftovers = Leftovers(workspace.path)
         self._target = make_target(settings.metadata, self._note)
-        self.metadata: _Announced = _Announced(self._target)
+        self.metadata: HeldMetadata = HeldMetadata()
         self._drive: ExternalDrive | None = None
         self._address = ""
         if settings.disk is not None:
@@ -99,7 +99,7 @@ class ExternalMachine(Machine):
 
     def start(self, options: GuestOptions = GuestOptions()) -> None:  # noqa: ARG002, B008 - frozen
         """Write the metadata; see `Machine.start`. The operator chooses the options."""
-        self.metadata.announce()
+        self.metadata.connect(self._target)
         self._info(
             f"the metadata are in {self._target.description}; start the machine now, its guest calls "
             f"{self._address}"
@@ -148,28 +148,3 @@ class ExternalMachine(Machine):
 
     def _note(self, command: Sequence[str]) -> None:
         self._leftovers.add_command(command, quiet=True)
-
-
-class _Announced:
-    """Holds the metadata back until everything is ready, and passes changes on afterwards."""
-
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self._held: DataStore | None = DataStore()
-
-    def put(self, document: Mapping[str, Any]) -> None:
-        if self._held is None:
-            self._target.put(document)
-        else:
-            self._held.put(document)
-
-    def patch(self, merge_patch: Mapping[str, Any]) -> None:
-        if self._held is None:
-            self._target.patch(merge_patch)
-        else:
-            self._held.patch(merge_patch)
-
-    def announce(self) -> None:
-        if self._held is not None:
-            held, self._held = self._held, None
-            self._target.put(held.get(""))

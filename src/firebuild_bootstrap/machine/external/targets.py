@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Final
 
 from firebuild_bootstrap.errors import MAKE_ROOM, InputError, MachineError
 from firebuild_bootstrap.machine.external.settings import MetadataTarget
-from firebuild_bootstrap.machine.firecracker.api import SECRET_PATH, ApiError, FirecrackerApi
+from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi, MetadataService
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE
 from firebuild_bootstrap.mmds.store import STORE_LIMIT, compact_json, merge
 from firebuild_pki.homes import absolute
@@ -229,6 +229,7 @@ class FirecrackerTarget(Target):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._api = FirecrackerApi(path)
+        self._service = MetadataService(self._api)
         self._holds_key = False
 
     @property
@@ -255,7 +256,7 @@ class FirecrackerTarget(Target):
         """Write the document."""
         self._holds_key = True
         try:
-            self._api.put(SECRET_PATH, document)
+            self._service.put(document)
         except ApiError as error:
             if error.status != _TOO_LARGE:
                 raise
@@ -266,7 +267,7 @@ class FirecrackerTarget(Target):
 
     def patch(self, merge_patch: Mapping[str, Any]) -> None:
         """Change what was written."""
-        self._api.patch(SECRET_PATH, merge_patch)
+        self._service.patch(merge_patch)
         self._holds_key = self._holds_key and merge_patch != BOOTSTRAP_WIPE
 
     def remove(self) -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import stat
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +15,7 @@ from typing import Any, Final
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
-from firebuild_bootstrap.mmds.store import STORE_LIMIT, DataStore, compact_json
+from firebuild_bootstrap.mmds.store import compact_json
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.connections import BoundedResponse
 
@@ -189,49 +188,23 @@ def _fault(answer: bytes, *, secret: bool) -> str:
     return text or "without a word"
 
 
-class FirecrackerMetadata:
-    """A `MetadataWriter`; what is put before Firecracker runs is kept until `connect`."""
+class MetadataService:
+    """A `MetadataWriter` to the metadata service of a Firecracker that has started.
 
-    def __init__(self) -> None:
-        self._store = DataStore(STORE_LIMIT)
-        self._api: FirecrackerApi | None = None
-        self._lock = threading.Lock()
+    Args:
+        api: its API.
+    """
+
+    def __init__(self, api: FirecrackerApi) -> None:
+        self._api = api
 
     def put(self, document: Mapping[str, Any]) -> None:
-        """Replace everything; see `MetadataWriter.put`.
-
-        Raises:
-            StoreError: it is larger than the limit; nothing was sent.
-            ApiError: Firecracker refused it.
-        """
-        with self._lock:
-            self._store.put(document)
-            if self._api is not None:
-                self._api.put(SECRET_PATH, document)
+        """Replace everything; see `MetadataWriter.put`."""
+        self._api.put(SECRET_PATH, document)
 
     def patch(self, merge_patch: Mapping[str, Any]) -> None:
-        """Apply a JSON merge patch; see `MetadataWriter.patch`.
-
-        Raises:
-            StoreError: nothing was put, or the result is larger than the limit; nothing was sent.
-            ApiError: Firecracker refused it.
-        """
-        with self._lock:
-            self._store.patch(merge_patch)
-            if self._api is not None:
-                self._api.patch(SECRET_PATH, merge_patch)
-
-    def connect(self, api: FirecrackerApi) -> None:
-        """Send what was put to a Firecracker that has started and takes metadata.
-
-        Raises:
-            ApiError: Firecracker refused it.
-        """
-        with self._lock:
-            self._api = api
-            document = self._store.get("")
-            if document:
-                api.put(SECRET_PATH, document)
+        """Apply a JSON merge patch; see `MetadataWriter.patch`."""
+        self._api.patch(SECRET_PATH, merge_patch)
 
 
 # --- what a microVM is made of --------------------------------------------------------------------
@@ -269,7 +242,7 @@ class Configuration:
 
     def requests(self) -> Iterator[Request]:
         """Yield all before the metadata and the start, in order: the metadata service needs its interface."""
-        yield "/machine-config", self._machine()
+        yield "/machine-config", machine_config(self.settings)
         yield (
             "/boot-source",
             {"kernel_image_path": self.kernel, "initrd_path": self.initrd, "boot_args": self.boot_args},
@@ -299,15 +272,17 @@ class Configuration:
             },
         )
 
-    def _machine(self) -> dict[str, Any]:
-        machine: dict[str, Any] = {
-            "vcpu_count": self.settings.vcpus,
-            "mem_size_mib": self.settings.memory // _MIB,
-            "smt": self.settings.smt,
-        }
-        if self.settings.cpu_template is not None:
-            machine["cpu_template"] = self.settings.cpu_template
-        return machine
+
+def machine_config(settings: FirecrackerSettings) -> dict[str, Any]:
+    """Return the processors and the memory of a microVM, as Firecracker takes them."""
+    machine: dict[str, Any] = {
+        "vcpu_count": settings.vcpus,
+        "mem_size_mib": settings.memory // _MIB,
+        "smt": settings.smt,
+    }
+    if settings.cpu_template is not None:
+        machine["cpu_template"] = settings.cpu_template
+    return machine
 
 
 def configure(api: FirecrackerApi, configuration: Configuration) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -124,20 +123,6 @@ def check_kernel(
             else None,
         )
     return path
-
-
-def check_modules(directories: Sequence[str]) -> None:
-    """Make sure that there are directories to take kernel modules from.
-
-    Raises:
-        InputError: one is not a directory.
-    """
-    for directory in map(absolute, directories):
-        if not directory.is_dir():
-            raise InputError(
-                f"machine.firecracker.kernel_modules: {directory} is not a directory",
-                hint="name the directory of one kernel, such as /lib/modules/6.1.0",
-            )
 
 
 def check_socket_path(path: Path, setting: str) -> None:

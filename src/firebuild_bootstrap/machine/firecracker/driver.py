@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.initramfs import GuestReport, kernel_arguments
+from firebuild_bootstrap.initramfs.modules import module_directories
 from firebuild_bootstrap.listening import format_address, listen
 from firebuild_bootstrap.machine import kvm
 from firebuild_bootstrap.machine.base import (
@@ -25,7 +26,7 @@ from firebuild_bootstrap.machine.firecracker.api import (
     ApiError,
     Configuration,
     FirecrackerApi,
-    FirecrackerMetadata,
+    MetadataService,
     ask_to_end,
     configure,
     start,
@@ -45,7 +46,7 @@ from firebuild_bootstrap.machine.firecracker.source import (
 from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.machine.settings import MachineSettings
 from firebuild_bootstrap.machine.workspace import BuildDirectory
-from firebuild_pki.homes import absolute
+from firebuild_bootstrap.mmds.store import HeldMetadata
 
 _READY_SECONDS: Final = 10.0
 _LOG_LINE: Final = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+ \[[^\]]*\] ")
@@ -63,6 +64,7 @@ class FirecrackerMachine(VirtualMachine):
         source: where the Firecracker comes from.
         network: where its network comes from.
         kernel: what it boots.
+        modules: directories of its modules.
         leftovers: all that is outside of the workspace.
     """
 
@@ -75,6 +77,7 @@ class FirecrackerMachine(VirtualMachine):
         source: Source,
         network: Network,
         kernel: Path,
+        modules: Sequence[Path],
         store: Path,
         leftovers: Leftovers,
         notice: Callable[[str], None] = lambda _: None,
@@ -85,7 +88,7 @@ class FirecrackerMachine(VirtualMachine):
             store=store,
             compression=settings.initrd_compression,
             kernel_args=settings.kernel_args,
-            kernel_modules=[*map(absolute, settings.kernel_modules)],
+            kernel_modules=modules,
             notice=notice,
         )
         self._settings = settings
@@ -93,7 +96,7 @@ class FirecrackerMachine(VirtualMachine):
         self._network = network
         self._kernel = kernel
         self._leftovers = leftovers
-        self.metadata: FirecrackerMetadata = FirecrackerMetadata()
+        self.metadata: HeldMetadata = HeldMetadata()
         self._link: Link | None = None
         self._api: FirecrackerApi | None = None
         self._process: Process | None = None
@@ -114,7 +117,7 @@ class FirecrackerMachine(VirtualMachine):
         try:
             self._api.await_ready(_READY_SECONDS, self._check_alive)
             configure(self._api, configuration)
-            self.metadata.connect(self._api)
+            self.metadata.connect(MetadataService(self._api))
             start(self._api)
         except ApiError as error:
             self._check_alive()  # its last words say more than that it does not answer
@@ -259,7 +262,7 @@ def firecracker_machine(
     machine_id = _NOT_IN_IDS.sub("-", workspace.path.name)[:_ID_LENGTH]
     kernel = checks.check_kernel(block.kernel)
     kernel_arguments(extra=block.kernel_args)  # an impossible one is better known now
-    checks.check_modules(block.kernel_modules)
+    modules = module_directories(block.kernel_modules, f"{_WHERE}.kernel_modules")
     source = _source(block, machine_id, workspace.path, leftovers)
     network = _network(block, machine_id, leftovers)
     network.check()
@@ -270,6 +273,7 @@ def firecracker_machine(
         source=source,
         network=network,
         kernel=kernel,
+        modules=modules,
         store=store,
         leftovers=leftovers,
         notice=notice,

@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from firebuild_bootstrap.image.content_store import write_whole
+from firebuild_bootstrap.image.layertrees import boot_id
 from firebuild_bootstrap.machine.console import BoundedLog
 from firebuild_bootstrap.machine.kvm import KVM, how_to_open
 from firebuild_bootstrap.machine.qemu.command import Accelerator, Hardware, Program, bare_command
@@ -30,7 +32,6 @@ _SECONDS: Final = 10.0
 _PAUSE: Final = 0.05
 # What failed may have been a busy moment.
 _FAILURE_SECONDS: Final = 3600.0
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def choose(trial: Trial, memory: Path, *, clock: Callable[[], float] = time.time
 def _key(trial: Trial) -> str:
     """Name all that the result depends on."""
     times = [path.stat().st_mtime_ns for path in (trial.program.path, trial.kernel)]
-    return f"{_BOOT_ID.read_text().strip()} {trial.program.path} {trial.kernel} {times}"
+    return f"{boot_id()} {trial.program.path} {trial.kernel} {times}"
 
 
 def _recall(memory: Path) -> dict[str, Any]:
@@ -126,7 +127,5 @@ def _recall(memory: Path) -> dict[str, Any]:
 
 def _remember(memory: Path, key: str, known: dict[str, Any]) -> None:
     """Keep one result; that of another start of the host is of no use any more."""
-    fresh = memory.with_name(f"{memory.name}.{os.getpid()}")
     with suppress(OSError):  # it is found out again then
-        fresh.write_text(json.dumps({key: known}), "utf-8")
-        fresh.replace(memory)
+        write_whole(memory, json.dumps({key: known}).encode())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.initramfs.modules import module_directories
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.homes import absolute
 
@@ -56,13 +57,7 @@ def find_kernel(image: Path | None, modules: Sequence[Path] = (), *, root: Path 
         return _host_kernel(modules, root)
     image = absolute(image)
     release = read_release(image)
-    named = tuple(map(absolute, modules))
-    wrong = next((directory for directory in named if not directory.is_dir()), None)
-    if wrong is not None:
-        raise InputError(
-            f"machine.qemu.kernel_modules: {wrong} is not a directory",
-            hint="name the directory of one kernel, such as /lib/modules/6.1.0",
-        )
+    named = module_directories(modules, "machine.qemu.kernel_modules")
     return Kernel(image, release, named or modules_for(image, release, root))
 
 
