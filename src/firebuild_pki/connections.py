@@ -33,8 +33,11 @@ from urllib3.exceptions import HTTPError, LocationParseError, ProxyError
 
 from firebuild_pki.display import one_line
 from firebuild_pki.errors import CAError, causes
+from firebuild_pki.homes import read_small
 
 _CUT = "unexpected eof while reading"
+_MOST_ANCHORS: Final = 16 << 20
+"""Bytes; a system's bundle of all public CAs has a few hundred thousand."""
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 """Statuses of answers that lead elsewhere (RFC 9110, section 15.4)."""
 
@@ -88,11 +91,11 @@ def read_anchors(path: str | Path, setting: str) -> str:
     Around them may be anything: systems name the CAs in their bundles in comments, in UTF-8.
 
     Raises:
-        CAError: it can't be read, or has none.
+        CAError: it can't be read, is too large, or has none.
     """
     text = ""
     try:
-        text = Path(os.path.expanduser(path)).read_text("ascii", "ignore")
+        text = read_small(os.path.expanduser(path), _MOST_ANCHORS).decode("ascii", "ignore")
         client_context(text or "-")
     except OSError as error:
         if isinstance(error, ssl.SSLError):

@@ -121,11 +121,13 @@ def read(source: Source) -> Content:
         status = os.fstat(descriptor)
         _must_be_file(source, status)
         with open(descriptor, "rb", closefd=False) as file:
-            data = file.read().removeprefix(codecs.BOM_UTF8)
+            data = file.read(MAX_SIZE + 1).removeprefix(codecs.BOM_UTF8)
     finally:
         os.close(descriptor)
     if not data.strip():
         raise source.wrong("the file is empty")
+    if len(data) > MAX_SIZE:  # it has grown, or is one of /proc, whose size is 0
+        raise _too_large(source, f"more than {MAX_SIZE} bytes")
     return Content(source, data, stat.S_IMODE(status.st_mode), status.st_uid)
 
 
@@ -158,8 +160,13 @@ def _must_be_file(source: Source, status: os.stat_result) -> None:
         hint = "write what comes out of it into a file of its own"
         raise source.wrong("expected a regular file, found a pipe, a device or a socket", hint)
     if status.st_size > MAX_SIZE:
-        found = f"expected certificates or a key, found {counted(status.st_size, 'byte')}"
-        raise source.wrong(f"{found}; no such file is larger than {MAX_SIZE}")
+        raise _too_large(source, counted(status.st_size, "byte"))
+
+
+def _too_large(source: Source, found: str) -> CAError:
+    return source.wrong(
+        f"expected certificates or a key, found {found}; no such file is larger than {MAX_SIZE}"
+    )
 
 
 def _unreadable(source: Source, error: OSError | ValueError) -> CAError:

@@ -271,6 +271,11 @@ def test_what_is_written_is_gone_and_nothing_is_written_to_a_read_only_image(hos
         (("--ssh-key", "private", "host"), 125, "error: --ssh-key private: this is a private key"),
         (("--ssh-key", "none", "host"), 125, "error: --ssh-key none can't be read: No such file"),
         (("--ssh-key", "me=Dockerfile", "host"), 125, "error: --ssh-key Dockerfile: expected public keys"),
+        (
+            ("--ssh-key", "/dev/zero", "host"),
+            125,
+            "error: --ssh-key /dev/zero can't be read: it has",
+        ),
         (("--hostname", "not a name", "host", "/bin/sh"), 125, "error: --hostname: "),
     ],
 )

@@ -268,6 +268,11 @@ def test_a_home_that_is_a_file_is_bad_input_with_the_remedy(cli: Cli, tmp_path: 
     assert "set store.path to another directory" in done.err
 
 
+def test_a_configuration_that_does_not_end_is_not_read_to_its_end(cli: Cli, tree: Path) -> None:
+    done = cli("base", "import", "tiny", tree, "--image-config", "/dev/zero", status=2)
+    assert "/dev/zero can't be read: it has more than 4194304 bytes" in done.err
+
+
 def build(cli: Cli, *tags: str) -> None:
     Path("Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
     cli("build", "-q", "--output", "tar", "--output", "dir", *(word for tag in tags for word in ("-t", tag)))

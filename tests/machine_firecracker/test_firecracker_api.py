@@ -17,7 +17,7 @@ from firebuild_bootstrap.machine.firecracker.api import (
     ApiError,
     Configuration,
     FirecrackerApi,
-    MetadataService,
+    MmdsApi,
     ask_to_end,
     configure,
     is_socket,
@@ -87,10 +87,10 @@ def test_everything_up_to_the_start_is_accepted(
         configure(api, configuration(tmp_path, mmds_version=version))
         mmds = {"network_interfaces": ["eth0"], "version": version, "ipv4_address": "169.254.0.1"}
         refused(lambda: api.put("/mmds/config", mmds))
-        HeldMetadata().connect(MetadataService(api))
+        HeldMetadata().connect(MmdsApi(api))
         metadata = HeldMetadata()
         metadata.put(DOCUMENT)
-        metadata.connect(MetadataService(api))
+        metadata.connect(MmdsApi(api))
         metadata.patch({"latest": {"meta-data": {"Bootstrap": None}}})
         assert api.get("/mmds") == {"latest": {"meta-data": {"VMMID": "b1"}}}
         config = api.get("/vm/config")
@@ -168,7 +168,7 @@ def test_before_firecracker_runs_metadata_are_kept(api: FirecrackerApi) -> None:
     metadata = HeldMetadata()
     metadata.put(DOCUMENT)
     metadata.patch({"latest": {"meta-data": {"VMMID": "b2"}}})
-    metadata.connect(MetadataService(api))
+    metadata.connect(MmdsApi(api))
     assert api.get("/mmds")["latest"]["meta-data"]["VMMID"] == "b2"
     metadata.put({"latest": {}})
     assert api.get("/mmds") == {"latest": {}}

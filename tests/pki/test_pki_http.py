@@ -397,6 +397,7 @@ def test_files_that_are_of_no_use_are_named_as_the_settings_name_them(files: Fil
     for given, said in (
         ({"ca_file": none}, f"cannot read tls.ca {none}: No such file or directory"),
         ({"ca_file": key}, f"expected PEM certificates in tls.ca {key}, found none"),
+        ({"ca_file": "/dev/zero"}, "cannot read tls.ca /dev/zero: it has more than 16777216 bytes"),
         ({"ca_file": tmp_path / "cut"}, "found none, or one that can't be read"),
         ({"ca_file": tmp_path / "binary"}, "expected PEM certificates in tls.ca"),
         ({**where, "cert_file": none}, f"cannot read tls.cert {none}: No such file"),

@@ -192,6 +192,14 @@ def test_an_empty_file_is_called_empty(content: bytes, setting: str, usual: Shop
     assert refusal(usual, **{setting: path}).message == f"{setting} {path}: the file is empty"
 
 
+def test_a_file_that_is_longer_than_it_says_is_not_read_to_its_end(usual: Shop) -> None:
+    path = Path("/proc/kallsyms")  # proc(5): its size is 0, and it has millions of bytes
+    assert refusal(usual, ca_cert=path).message == (
+        f"ca_cert {path}: expected certificates or a key, found more than 1048576 bytes; "
+        "no such file is larger than 1048576"
+    )
+
+
 def test_a_missing_file_is_called_missing(usual: Shop, shop: Shop) -> None:
     path = shop.path("none.pem")
     error = refusal(usual, ca_cert=path)

@@ -37,6 +37,7 @@ from firebuild_bootstrap.cli.runs import Background, record_of, start_in_backgro
 from firebuild_bootstrap.errors import InputError, Interrupted, OutputError, StepFailed
 from firebuild_bootstrap.sizes import human_size
 from firebuild_pki.display import one_line
+from firebuild_pki.homes import read_small
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.events import Event
@@ -53,6 +54,7 @@ _TALK: Final = (signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 """What commands take as more than a wish that they end: they have any time for it."""
 _NAME: Final = re.compile(r"[^=\0]+")
 _MAX_ENV_FILE: Final = 1 << 20
+_MAX_KEYS: Final = 1 << 20
 _PORT: Final = re.compile(r"(?:(\d{1,3}(?:\.\d{1,3}){3}):)?(\d{1,5}):(\d{1,5})(?:/tcp)?", re.ASCII)
 
 
@@ -404,7 +406,7 @@ def _read_keys(given: Sequence[str]) -> dict[str, str]:
         user, equals, name = text.partition("=")
         user, path = (user, Path(name)) if equals else ("root", Path(text))
         try:
-            keys = path.read_text("utf-8")
+            keys = read_small(path, _MAX_KEYS).decode()
             if "PRIVATE KEY" in keys:
                 raise InputError(f"--ssh-key {path}: this is a private key", hint=f"give {path}.pub")
             parse_keys(user, keys)

@@ -26,6 +26,7 @@ from firebuild_bootstrap.cli.output import print_json
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted, one_line
+from firebuild_pki.homes import read_small
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.home import Home
@@ -126,12 +127,13 @@ def _read_config(path: Path | None) -> ImageConfig | None:
 
     from firebuild_bootstrap.errors import Location
     from firebuild_bootstrap.image.config import ImageConfig
+    from firebuild_bootstrap.image.oci import MAX_DOCUMENT
 
     if path is None:
         return None
     where = Location(str(path))
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = json.loads(read_small(path, MAX_DOCUMENT).decode())
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}") from error
     except RecursionError as error:

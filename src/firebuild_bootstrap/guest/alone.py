@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.layers.root import Root
+from firebuild_bootstrap.layers.tar import write_all
 
 from .attached import Control
 from .bootstrap import heeding_signals
@@ -50,10 +51,7 @@ class _Console:
         return self._control
 
     def write(self, _step: int, _stream: str, data: bytes, /) -> None:
-        with memoryview(data) as view:
-            sent = 0
-            while sent < len(data):
-                sent += os.write(self._terminal, view[sent:])
+        write_all(self._terminal, data)
 
     def started(self, _step: int, /) -> None:
         pass

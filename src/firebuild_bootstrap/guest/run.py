@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.layers.root import Root
+from firebuild_bootstrap.layers.tar import write_all
 
 from .attached import Attachment, Control
 from .enter import STARTED, Launcher, Request
@@ -173,10 +174,7 @@ def _killing(launcher: Launcher) -> Iterator[None]:
 def _send(descriptor: int, *pieces: bytes | bytearray) -> None:
     try:
         for data in pieces:
-            with memoryview(data) as view:
-                sent = 0
-                while sent < len(data):
-                    sent += os.write(descriptor, view[sent:])
+            write_all(descriptor, data)
     except BrokenPipeError:
         pass  # the helper has died; its exit status tells
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Final
 
 from firebuild_bootstrap.errors import MAKE_ROOM, InputError, MachineError
 from firebuild_bootstrap.machine.external.settings import MetadataTarget
-from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi, MetadataService
+from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi, MmdsApi
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE
 from firebuild_bootstrap.mmds.store import STORE_LIMIT, compact_json, merge
 from firebuild_pki.homes import absolute
@@ -229,7 +229,7 @@ class FirecrackerTarget(Target):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._api = FirecrackerApi(path)
-        self._service = MetadataService(self._api)
+        self._service = MmdsApi(self._api)
         self._holds_key = False
 
     @property

@@ -188,7 +188,7 @@ def _fault(answer: bytes, *, secret: bool) -> str:
     return text or "without a word"
 
 
-class MetadataService:
+class MmdsApi:
     """A `MetadataWriter` to the metadata service of a Firecracker that has started.
 
     Args:

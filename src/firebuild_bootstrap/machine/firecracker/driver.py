@@ -26,7 +26,7 @@ from firebuild_bootstrap.machine.firecracker.api import (
     ApiError,
     Configuration,
     FirecrackerApi,
-    MetadataService,
+    MmdsApi,
     ask_to_end,
     configure,
     start,
@@ -117,7 +117,7 @@ class FirecrackerMachine(VirtualMachine):
         try:
             self._api.await_ready(_READY_SECONDS, self._check_alive)
             configure(self._api, configuration)
-            self.metadata.connect(MetadataService(self._api))
+            self.metadata.connect(MmdsApi(self._api))
             start(self._api)
         except ApiError as error:
             self._check_alive()  # its last words say more than that it does not answer
