@@ -10,7 +10,9 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Generator, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -25,6 +27,11 @@ from baoserver.fixtures import (  # noqa: F401 - here, so that a process starts 
 )
 from components import missing
 from running import Announcer, Measurer, begun_first, channel_of
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.image.bases import Base
+    from firebuild_bootstrap.machine.workspace import Workspace
+    from firebuild_bootstrap.sandbox import IdMap, Runtime
 
 # gRPC's core looks once, when it is imported; refused handshakes are what many tests are about.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -87,6 +94,48 @@ def public_packages() -> Iterator[str]:
     subprocess.run(["chmod", "-R", "a+rX", str(target)], check=True)
     yield os.pathsep.join(copies)
     shutil.rmtree(target)
+
+
+@pytest.fixture(scope="session")
+def idmap() -> IdMap:
+    """The ids that sandboxes of this user have."""
+    from firebuild_bootstrap.sandbox import detect
+
+    return detect()
+
+
+@pytest.fixture(scope="session")
+def runtime() -> Runtime:
+    from firebuild_bootstrap.sandbox import find_runtime
+
+    return find_runtime()
+
+
+@pytest.fixture(scope="session")
+def host_base(tmp_path_factory: pytest.TempPathFactory, idmap: IdMap) -> Base:
+    """A base of this machine's own programs."""
+    from firebuild_bootstrap.image.bases import BaseStore
+    from firebuild_bootstrap.image.trees import Trees
+    from firebuild_bootstrap.sandbox import Sandbox
+
+    store = BaseStore(tmp_path_factory.mktemp("bases"), partial(Trees, Sandbox(idmap)))
+    return store.create_from_host("host")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, idmap: IdMap) -> Iterator[Workspace]:
+    from firebuild_bootstrap.machine.workspace import Workspace
+
+    with Workspace(tmp_path / "home", "b1", idmap) as made:
+        yield made
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    """An empty directory to build from."""
+    directory = tmp_path / "context"
+    directory.mkdir()
+    return directory
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

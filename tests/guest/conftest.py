@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.layers.root import Root
-from firebuild_bootstrap.sandbox import Host, IdMap, Runtime, detect, find_runtime
+from firebuild_bootstrap.sandbox import Host, IdMap, Runtime
 from firebuild_bootstrap.sandbox.idmap import single
 from guest.build import Build, make_image
 from guest.local import Local
@@ -22,18 +22,8 @@ def pki() -> Pki:
 
 
 @pytest.fixture(scope="session")
-def idmap() -> IdMap:
-    return detect()
-
-
-@pytest.fixture(scope="session")
 def single_idmap() -> IdMap:
     return single(Host.current(), "the test wants one id")
-
-
-@pytest.fixture(scope="session")
-def runtime() -> Runtime:
-    return find_runtime()
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import pytest
 
 from firebuild_bootstrap.sandbox import IdMap, Runtime
 from firebuild_pki import TLSMaterial, open_authority
-from guest.conftest import build, idmap, pki, runtime, server, single_idmap
+from guest.conftest import build, pki, server, single_idmap
 from legacy.house import House
 from service.conftest import serve, short_path
 
-__all__ = ["build", "idmap", "pki", "runtime", "serve", "server", "short_path", "single_idmap"]
+__all__ = ["build", "pki", "serve", "server", "short_path", "single_idmap"]
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,10 @@ import pwd
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from firebuild_bootstrap.image.bases import Base, BaseStore
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.machine.local import LocalMachine
 from firebuild_bootstrap.machine.workspace import Workspace
@@ -18,17 +16,6 @@ from firebuild_bootstrap.sandbox import IdMap, Sandbox, detect
 from support import await_end_of_processes
 
 AsTester = Callable[[str], str]
-
-
-@pytest.fixture(scope="session")
-def idmap() -> IdMap:
-    return detect()
-
-
-@pytest.fixture(scope="session")
-def host_base(tmp_path_factory: pytest.TempPathFactory, idmap: IdMap) -> Base:
-    store = BaseStore(tmp_path_factory.mktemp("bases"), partial(Trees, Sandbox(idmap)))
-    return store.create_from_host("host")
 
 
 @pytest.fixture

@@ -29,12 +29,6 @@ pytestmark = [pytest.mark.needs("userns")]
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, idmap: IdMap) -> Iterator[Workspace]:
-    with Workspace(tmp_path / "home", "b1", idmap) as made:
-        yield made
-
-
-@pytest.fixture
 def drives(workspace: Workspace, tmp_path: Path) -> Iterator[Callable[..., Drives]]:
     made: list[Drives] = []
 

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from firebuild_bootstrap.machine.workspace import Workspace
-from firebuild_bootstrap.sandbox import IdMap, detect
 from support import Firebuild
-
-
-@pytest.fixture(scope="session")
-def idmap() -> IdMap:
-    return detect()
 
 
 @pytest.fixture(scope="session")
@@ -28,9 +20,3 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def firebuild(shared_home: Path) -> Firebuild:
     return Firebuild(shared_home)
-
-
-@pytest.fixture
-def workspace(tmp_path: Path, idmap: IdMap) -> Iterator[Workspace]:
-    with Workspace(tmp_path / "home", "b1", idmap) as made:
-        yield made

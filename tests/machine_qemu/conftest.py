@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from firebuild_bootstrap.sandbox import Runtime, Sandbox, detect, find_runtime
+from firebuild_bootstrap.sandbox import Sandbox, detect
 from machine_qemu.images import busybox_base
 from machine_qemu.kernels import find_test_kernel
 from support import Firebuild
@@ -23,11 +23,6 @@ def sandbox() -> Sandbox:
 
 
 @pytest.fixture(scope="session")
-def runtime() -> Runtime:
-    return find_runtime()
-
-
-@pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with the base `busybox`, and with all that builds here have made."""
     home = tmp_path_factory.mktemp("home")
@@ -39,13 +34,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def firebuild(shared: Path) -> Firebuild:
     return Firebuild(shared)
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Path:
-    directory = tmp_path / "context"
-    directory.mkdir()
-    return directory
 
 
 @pytest.fixture

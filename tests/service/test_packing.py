@@ -65,12 +65,6 @@ def laid_out(entry: tar.Entry, pieces: Pieces) -> bytes:
     return bytes(content)
 
 
-@pytest.fixture
-def context(tmp_path: Path) -> Path:
-    (tmp_path / "context").mkdir()
-    return tmp_path / "context"
-
-
 def entries(context: Path, *sources: str) -> Iterator[Entry]:
     opened = BuildContext(context)  # open for as long as its entries are used
     yield from opened.resource([Files(source) for source in sources], location=HERE).entries()
