@@ -55,6 +55,14 @@ def test_the_file_system_comes_with_what_it_asks_for_where_they_are_modules(dire
     assert list(read_modules(directory).files)[-2:] == ["crc32c.ko", "ext4.ko"]
 
 
+def test_modules_may_ask_for_each_other(directory: Path) -> None:
+    more = {
+        name: make_module(softdep=[f"pre: {other}"]) for name, other in (("ext4", "jbd2"), ("jbd2", "ext4"))
+    }
+    fill(directory / "kernel/fs", more)
+    assert list(read_modules(directory).files)[-2:] == ["jbd2.ko", "ext4.ko"]
+
+
 def test_updates_beat_the_kernels_own(directory: Path) -> None:
     newer = make_module(depends="virtio", description="newer")
     fill(directory / "updates", {"virtio_blk": newer})

@@ -304,7 +304,7 @@ class BaseStore:
         images = self._images
         image = images.find(wanted, hold=True) if images is not None else None
         if images is not None and wanted.digest and (image is None or not _has_digest(image, wanted)):
-            image = images.find_digest(wanted, hold=True) or image
+            image = images.find_digest(wanted) or image
         stale = image is not None and image.record.source is not None and image.record.source.pulled
         if image is None:
             pulls = not wanted.is_id

@@ -454,8 +454,8 @@ class ImageStore:
         """Keep the files of an image until `close`, whoever removes its name; False where it is gone."""
         return self._contents.hold(self._key(image.tag)) == image.directory.resolve()
 
-    def find_digest(self, wanted: Reference, *, hold: bool = False) -> StoredImage | None:
-        """Return the image of a name, with whatever tag, whose manifest, index or id has the wanted digest.
+    def find_digest(self, wanted: Reference) -> StoredImage | None:
+        """Return and hold the image of a name, with any tag, whose manifest, index or id has the digest.
 
         Raises:
             MachineError: as `find`.
@@ -463,7 +463,7 @@ class ImageStore:
         for tag in self.names():
             image = self.find(tag) if tag.familiar == wanted.familiar or tag.is_untagged else None
             if image is not None and image.record.source and wanted.digest in image.record.source.names:
-                return self.find(tag, hold=hold)
+                return self.find(tag, hold=True)
         return None
 
     def inspect(self, tag: Reference, *, hold: bool = False) -> StoredImage:

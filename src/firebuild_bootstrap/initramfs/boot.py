@@ -57,7 +57,6 @@ class StaticAddress:
 
 def kernel_arguments(
     *,
-    console: str = "ttyS0",
     reboot: str = "t",
     network: StaticAddress | None = StaticAddress(),  # noqa: B008 - frozen
     root: str = "/dev/vda",
@@ -71,7 +70,6 @@ def kernel_arguments(
     """Return the command line.
 
     Args:
-        console: where the initramfs reports to.
         reboot: how the kernel resets the machine, which ends the hypervisor: `k` for Firecracker, `t` for
             QEMU's microvm and q35 (with `-no-reboot`).
         network: fixed addresses; None asks by DHCP.
@@ -87,7 +85,7 @@ def kernel_arguments(
         InputError: a value can't be written on a command line.
     """
     words = [
-        f"console={console}",
+        "console=ttyS0",
         f"reboot={reboot}",
         "panic=-1",
         "quiet",

@@ -62,6 +62,7 @@ class _Collection:
         # Of several with one name the last: `updates` comes after `kernel`.
         self._paths = {_name(path): path for path in _files(directory)}
         self._built_in = set(_built_in(directory))
+        self._begun: set[str] = set()  # not `_loaded`: wishes may go in a circle
         self._loaded: dict[str, bytes] = {}
         self._releases: set[str] = set()
 
@@ -92,11 +93,11 @@ class _Collection:
         return name in self._paths or name in self._built_in
 
     def _add(self, name: str) -> None:
-        file = f"{name}.ko"
-        if file in self._loaded or (name in self._built_in and name not in self._paths):
+        if name in self._begun or (name in self._built_in and name not in self._paths):
             return
         if name not in self._paths:
             raise self._missing(name)
+        self._begun.add(name)
         path = self._paths[name]
         data = _read(path)
         try:
@@ -109,7 +110,7 @@ class _Collection:
         for other in _wishes(facts):
             if self._has(other):
                 self._add(other)
-        self._loaded[file] = data
+        self._loaded[f"{name}.ko"] = data
 
     def _missing(self, name: str) -> InputError:
         return InputError(
