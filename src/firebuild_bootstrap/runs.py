@@ -27,7 +27,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal
 
-from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.errors import MALFORMED, InputError, MachineError
 from firebuild_bootstrap.image.content_store import lock_file
 from firebuild_bootstrap.machine.cleanup import LOCK, own
 from firebuild_bootstrap.removal import remove_tree
@@ -204,7 +204,7 @@ class Run:
         record = self.record
         try:
             process = os.pidfd_open(record.pid)
-        except (ProcessLookupError, OverflowError, OSError):
+        except (OSError, OverflowError):
             process = -1
         try:
             # In this order: what holds the lock now was alive when its number was looked up.
@@ -498,11 +498,9 @@ def _is_watched(directory: Path) -> bool:
 
 def _is_another(file: BinaryIO, path: Path) -> bool:
     try:
-        now = path.stat()
+        return not os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
         return False
-    mine = os.fstat(file.fileno())
-    return (now.st_dev, now.st_ino) != (mine.st_dev, mine.st_ino)
 
 
 def _pieces(file: BinaryIO) -> Iterator[Piece]:
@@ -515,7 +513,7 @@ def _pieces(file: BinaryIO) -> Iterator[Piece]:
             members = json.loads(line)
             stream: Stream = "stderr" if members["stream"] == "stderr" else "stdout"
             yield Piece(str(members["time"]), stream, members["data"].encode("latin-1"))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except MALFORMED:
             continue  # the power went while it was written
 
 

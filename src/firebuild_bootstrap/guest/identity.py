@@ -24,7 +24,6 @@ from .stop import Stop
 _POLL_SECONDS = 0.1
 _CURRENT, _NEXT = "..data", "..next"
 _FILES = ("cert.pem", "key.pem", "ca.pem")
-_PLAIN = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
 _TMPFS = "mode=755,size=4m"
 
 
@@ -255,10 +254,7 @@ def identity_files(
     """
     with ExitStack() as stack:
         try:
-            try:  # the key must not get to a disk; not in user namespaces (tmpfs(5))
-                kernel.mount("tmpfs", directory, "tmpfs", _PLAIN, f"{_TMPFS},noswap")
-            except OSError:
-                kernel.mount("tmpfs", directory, "tmpfs", _PLAIN, _TMPFS)
+            kernel.mount_unswapped(directory, _TMPFS)
             stack.callback(kernel.detach, directory)
             files = Files(directory, owner, wanted.mode)
             stack.callback(files.close)

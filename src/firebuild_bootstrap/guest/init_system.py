@@ -25,10 +25,9 @@ CACHES = f"{SCRATCH}/caches"
 MODULES = "/vminit/modules"
 FILE_SYSTEMS = "/proc/filesystems"
 _FINIT_MODULE = {"x86_64": 313, "aarch64": 273}
-_PLAIN = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
 _FILE_SYSTEMS = (
-    ("proc", "/proc", _PLAIN, ""),
-    ("sysfs", "/sys", _PLAIN, ""),
+    ("proc", "/proc", kernel.PLAIN, ""),
+    ("sysfs", "/sys", kernel.PLAIN, ""),
     ("devtmpfs", "/dev", kernel.MS_NOSUID, "mode=755"),
     ("tmpfs", "/run", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755"),
     ("tmpfs", "/tmp", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=1777"),  # noqa: S108 - the mount point itself

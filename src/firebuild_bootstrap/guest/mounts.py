@@ -29,7 +29,6 @@ _DEVICE_LINKS = {
 _USER_NAMESPACES = "/proc/sys/user/max_user_namespaces"
 _PROC_HIDDEN = ("kcore", "keys", "timer_list", "sched_debug", "latency_stats")
 _SCRIPT = "/dev/firebuild-run"
-_PLAIN = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
 _READ_ONLY = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY
 
 
@@ -107,7 +106,7 @@ def enter_root(
         _mount_all(root, mounts, secrets)
         if hidden:
             with _target(root, hidden, os.O_DIRECTORY) as target:
-                kernel.mount("tmpfs", target, "tmpfs", _PLAIN | kernel.MS_RDONLY, "mode=0,size=4096")
+                kernel.mount("tmpfs", target, "tmpfs", kernel.PLAIN | kernel.MS_RDONLY, "mode=0,size=4096")
         if read_only:
             _make_read_only(root, "/")
     if path != "/":
@@ -191,7 +190,7 @@ def _make_read_only(root: Root, path: str) -> None:
 def _restrict(target: str, more: int = 0) -> None:
     # What the outer mount forbids is locked in a user namespace, and has to be said again
     # (mount_namespaces(7)). The numbers are the same in statvfs(3) and mount(2).
-    kept = os.statvfs(target).f_flag & _PLAIN
+    kept = os.statvfs(target).f_flag & kernel.PLAIN
     kernel.mount("", target, flags=_READ_ONLY | kept | more)
 
 
@@ -208,7 +207,7 @@ def _mount_all(root: Root, mounts: Sequence[MountPoint], secrets: Sequence[bytea
             mounted = _mount_one(root, mount, source)
             stack.callback(os.close, mounted)
             if mount.read_only or source is not None:
-                restricted.append((mounted, _PLAIN if source is not None else 0))
+                restricted.append((mounted, kernel.PLAIN if source is not None else 0))
         # Only now, because a mount below another one may need a mount point made in it.
         for mounted, more in restricted:
             _restrict(f"/proc/self/fd/{mounted}", more)
@@ -222,11 +221,7 @@ def _secret_files(
     folder = f"/dev/firebuild-{os.urandom(8).hex()}"  # a name that no target is
     _directory(root, folder, 0o700)
     with _target(root, folder, os.O_DIRECTORY) as target:
-        data = "mode=700,size=64m"
-        try:  # not in user namespaces (tmpfs(5))
-            kernel.mount("tmpfs", target, "tmpfs", _PLAIN, f"{data},noswap")
-        except OSError:
-            kernel.mount("tmpfs", target, "tmpfs", _PLAIN, data)
+        kernel.mount_unswapped(target, "mode=700,size=64m")
     with ExitStack() as stack:
         files = {}
         for number, mount in enumerate(mounts):
@@ -334,9 +329,9 @@ def _check_place(root: Root, target: str, point: int, kind: int) -> None:
 def _mount_system(root: Root) -> None:
     """Mount what an init expects (systemd.io, CONTAINER_INTERFACE), all writable: the machine is its own."""
     for kind, path, flags, data in (
-        ("proc", "/proc", _PLAIN, ""),
-        ("sysfs", "/sys", _PLAIN, ""),
-        ("cgroup2", "/sys/fs/cgroup", _PLAIN, ""),
+        ("proc", "/proc", kernel.PLAIN, ""),
+        ("sysfs", "/sys", kernel.PLAIN, ""),
+        ("cgroup2", "/sys/fs/cgroup", kernel.PLAIN, ""),
         ("tmpfs", "/run", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755"),
     ):
         if path in ("/sys", "/run"):  # small images have none; what is made goes with the machine
@@ -347,7 +342,7 @@ def _mount_system(root: Root) -> None:
 
 def _mount_proc(root: Root) -> None:
     with _target(root, "/proc", os.O_DIRECTORY) as proc:
-        kernel.mount("proc", proc, "proc", _PLAIN)
+        kernel.mount("proc", proc, "proc", kernel.PLAIN)
     # Not through the descriptor from before, which leads to the directory below the mount.
     with _target(root, "/proc", os.O_DIRECTORY) as proc:
         names = os.listdir(proc)

@@ -505,7 +505,7 @@ class LayerTrees:
         """
         known = self.root / "overlay.json"
         question = [self._boot_id, os.stat(directory).st_dev]
-        with suppress(OSError, ValueError, KeyError):
+        with suppress(OSError, *MALFORMED):
             found = json.loads(known.read_text("utf-8"))
             if found["question"] == question:
                 return str(found["problem"])

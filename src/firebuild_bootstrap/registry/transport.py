@@ -21,6 +21,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 from urllib3 import BaseHTTPResponse, PoolManager, Timeout
 from urllib3.exceptions import HTTPError
 
+from firebuild_bootstrap.errors import MALFORMED
 from firebuild_bootstrap.registry.answers import (
     BEHIND_PROXY,
     SLOW,
@@ -451,7 +452,7 @@ class Registry:
     def _read_token(self, answer: bytes, realm: str) -> _Token:
         token: object = None
         seconds = 60.0  # "For compatibility with older clients, a token should never be returned with less"
-        with suppress(ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        with suppress(*MALFORMED):
             document = json.loads(answer)
             token = document.get("token") or document.get("access_token")
             seconds = float(document.get("expires_in") or seconds)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.errors import MALFORMED, MachineError
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
 from firebuild_bootstrap.mmds.store import compact_json
 from firebuild_bootstrap.values import dataclass
@@ -180,7 +180,7 @@ def _fault(answer: bytes, *, secret: bool) -> str:
     """Return Firecracker's own words; where a body was secret, only those that cannot quote it."""
     try:
         words = json.loads(answer)["fault_message"]
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except MALFORMED:
         words = answer.decode("utf-8", "replace")
     text = " ".join(str(words).split())[:500]
     if secret and any(mark in text for mark in ("PRIVATE KEY", "BEGIN ")):
