@@ -15,7 +15,7 @@ import grpc
 import pytest
 
 from assurance.hosts import Host, Seen, good_guest, meanwhile
-from assurance.trials import Effort, trial
+from assurance.trials import Effort, damaged, trial
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.legacy.handlers import HELLO
@@ -83,14 +83,6 @@ def a_message(chance: random.Random) -> pb.FromGuest:
             pb.FromGuest(),
         )
     )
-
-
-def damaged(chance: random.Random, message: bytes) -> bytes:
-    """Change some bytes of it, cut it, or double it."""
-    changed = bytearray(message or b"\x0a")
-    for _ in range(chance.randint(1, 4)):
-        changed[chance.randrange(len(changed))] = chance.randrange(256)
-    return bytes(chance.choice((changed, changed[: len(changed) // 2], changed * 2)))
 
 
 @dataclass

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import grpc
 
-from assurance.trials import Effort, trial
+from assurance.trials import Effort, damaged, trial
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.legacy.scripts import encode_command
 from firebuild_bootstrap.removal import remove_tree
@@ -108,14 +108,6 @@ def an_entry(chance: random.Random) -> bytes:
         return member("f", b"x")
     content = chance.randbytes(min(one.size, 1024))
     return whole + content + bytes(-len(content) % 512)
-
-
-def damaged(chance: random.Random, message: bytes) -> bytes:
-    """Change some bytes of it, cut it, or double it."""
-    changed = bytearray(message or b"\x0a")
-    for _ in range(chance.randint(1, 4)):
-        changed[chance.randrange(len(changed))] = chance.randrange(256)
-    return bytes(chance.choice((changed, changed[: len(changed) // 2], changed * 2)))
 
 
 def a_step(chance: random.Random, number: int | None = None) -> pb.Step:

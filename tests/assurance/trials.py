@@ -135,3 +135,11 @@ def load() -> dict[str, Trial]:
     for module in MODULES:
         importlib.import_module(f"assurance.{module}")
     return TRIALS
+
+
+def damaged(chance: random.Random, message: bytes) -> bytes:
+    """Change some bytes of it, cut it, or double it."""
+    changed = bytearray(message or b"\x0a")
+    for _ in range(chance.randint(1, 4)):
+        changed[chance.randrange(len(changed))] = chance.randrange(256)
+    return bytes(chance.choice((changed, changed[: len(changed) // 2], changed * 2)))

@@ -67,6 +67,11 @@ class Cli:
         return leftovers(self.home)
 
 
+def nothing_is_left(cli: Cli) -> bool:
+    staging = cli.home / "images/staging"
+    return cli.leftovers() == [] and not (staging.exists() and os.listdir(staging))
+
+
 @pytest.fixture
 def stdin(tmp_path: Path) -> Iterator[Callable[[bytes], None]]:
     """Let standard input of this process hold something."""

@@ -26,7 +26,7 @@ import zstandard
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from cli.conftest import Cli
+from cli.conftest import Cli, nothing_is_left
 from firebuild_bootstrap.cli import given as given_module
 from firebuild_bootstrap.cli.app import app
 from firebuild_bootstrap.dockerfile.syntax import MOST_TEXT
@@ -76,11 +76,6 @@ def archive(**files: str) -> bytes:
 def files(cli: Cli, tag: str) -> list[str]:
     with tarfile.open(cli("images", "path", tag, "--output", "tar").out.strip()) as tar:
         return sorted(member.name for member in tar if member.isfile())
-
-
-def nothing_is_left(cli: Cli) -> bool:
-    staging = cli.home / "images/staging"
-    return cli.leftovers() == [] and not (staging.exists() and os.listdir(staging))
 
 
 def test_the_words_that_docker_s_users_have_in_their_fingers(cli: Cli) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.conftest import Cli
+from cli.conftest import Cli, nothing_is_left
 from support import serving_files
 
 pytestmark = pytest.mark.needs("userns", "git")
@@ -88,11 +88,6 @@ def context_of(cli: Cli, tag: str) -> dict[str, object]:
     statement = json.loads(cli("images", "provenance", tag).out)
     went_in = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
     return next(each for each in went_in if each["name"] == "context")
-
-
-def nothing_is_left(cli: Cli) -> bool:
-    staging = cli.home / "images/staging"
-    return cli.leftovers() == [] and not (staging.exists() and os.listdir(staging))
 
 
 def test_an_archive_is_a_context(cli: Cli, web: Web) -> None:
