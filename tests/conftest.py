@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from xdist.remote import Producer
 
 from baoserver.fixtures import (  # noqa: F401 - here, so that a process starts each server once
     cluster,
@@ -26,7 +27,16 @@ from baoserver.fixtures import (  # noqa: F401 - here, so that a process starts 
     unique,
 )
 from components import missing
-from running import Announcer, Measurer, begun_first, channel_of
+from running import (
+    Announcer,
+    Measurer,
+    Scheduler,
+    Sender,
+    begun_first,
+    channel_of,
+    compiled_once,
+    worker_of,
+)
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.image.bases import Base
@@ -153,6 +163,21 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(channel or Announcer(config))
     if channel is not None:
         config.pluginmanager.register(Measurer())
+    worker = worker_of(config)
+    if worker is not None and Sender.suits(config):
+        config.pluginmanager.register(Sender(worker))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduler | None:
+    return Scheduler(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, object, object]:
+    if not isinstance(collector, pytest.Module) or "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    with compiled_once(collector.path):
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)

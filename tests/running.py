@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pkgutil
 import time
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from coverage import Coverage
+from xdist.remote import WorkerInteractor
+from xdist.scheduler import LoadGroupScheduling
+from xdist.workermanage import WorkerController
 
 # Seconds of one processor for a test on average: 21 minutes of two processors for 11,600 tests.
 SECONDS_EACH = 0.22
@@ -227,10 +233,75 @@ def _identity(number: int) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+class Scheduler(LoadGroupScheduling):  # type: ignore[misc]  # it has no types
+    """As pytest-xdist schedules groups, but it forgets those that are done.
+
+    Else it would count after each test what is left of all that a worker ever had.
+    """
+
+    def mark_test_complete(self, node: WorkerController, item_index: int, duration: float = 0) -> None:
+        super().mark_test_complete(node, item_index, duration)
+        groups = self.assigned_work[node]
+        name = self._split_scope(self.registered_collections[node][item_index])
+        if all(groups[name].values()):
+            del groups[name]
+
+
+class Sender:
+    """Has a worker send of each test only what somebody looks at: its outcome, and that it has ended.
+
+    pytest-xdist also sends that it begins, and that what it needed was made and removed. That is half of the
+    messages, and a message costs both processes more than many a test.
+    """
+
+    def __init__(self, interactor: WorkerInteractor) -> None:
+        self._send = interactor.sendevent
+        interactor.sendevent = self.send
+
+    @staticmethod
+    def suits(config: pytest.Config) -> bool:
+        """Tell whether nobody asked for the rest: for names and times of what passes."""
+        option = config.option
+        return option.verbose <= 0 and not option.durations and not option.xmlpath
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_to_serializable(self, report: object) -> dict[str, Any] | None:
+        """Write nothing of a report that is not sent."""
+        if isinstance(report, pytest.TestReport) and report.passed and report.when != "call":
+            return {}
+        return None
+
+    def send(self, name: str, **kwargs: Any) -> None:
+        """Send what somebody looks at."""
+        if name != "logstart" and not (name == "testreport" and "outcome" not in kwargs["data"]):
+            self._send(name, **kwargs)
+
+
+@contextmanager
+def compiled_once(path: Path) -> Iterator[None]:
+    """Wait while another worker compiles the same tests, to read then what it has kept.
+
+    Workers collect the same files in the same order; else each compiles all of them for itself.
+    """
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def worker_of(config: pytest.Config) -> WorkerInteractor | None:
+    """Return what gives this worker its tests; None in a process that is no worker."""
+    for plugin in config.pluginmanager.get_plugins():
+        if (
+            type(plugin).__name__ == "WorkerInteractor"
+        ):  # the class that a worker has is not the one to import
+            return cast("WorkerInteractor", plugin)
+    return None
+
+
 def channel_of(config: pytest.Config) -> Channel | None:
     """Return the guard of this worker's descriptors; None in a process that is no worker."""
-    for plugin in config.pluginmanager.get_plugins():
-        if type(plugin).__name__ == "WorkerInteractor":  # of pytest-xdist
-            connection = plugin.channel.gateway._io
-            return Channel([connection.infile.fileno(), connection.outfile.fileno()])
-    return None
+    worker = worker_of(config)
+    if worker is None:
+        return None
+    connection = worker.channel.gateway._io
+    return Channel([connection.infile.fileno(), connection.outfile.fileno()])

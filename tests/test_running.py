@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from running import Channel, minutes, reasons
+from running import Channel, Scheduler, compiled_once, minutes, reasons
 from support import REPO, unmeasured
 
 
@@ -65,7 +69,7 @@ def test_long():
 """
 CONFTEST = """
 import pytest
-from running import Announcer, Measurer, begun_first, channel_of
+from running import Announcer, Measurer, Scheduler, Sender, begun_first, channel_of, worker_of
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "long: takes long")
@@ -73,6 +77,11 @@ def pytest_configure(config):
     config.pluginmanager.register(channel or Announcer(config))
     if channel is not None:
         config.pluginmanager.register(Measurer())
+        if Sender.suits(config):
+            config.pluginmanager.register(Sender(worker_of(config)))
+
+def pytest_xdist_make_scheduler(config, log):
+    return Scheduler(config, log)
 
 def pytest_collection_modifyitems(items):
     begun_first(items)
@@ -117,6 +126,80 @@ def test_a_run_begins_with_what_is_long_names_the_culprit_and_says_what_is_left_
     assert "ERROR test_project.py::test_long - Failed: this test closed or replaced descriptor" in done.stdout
     assert "5 passed, 2 skipped, 1 error" in done.stdout
     assert "     2 needs a moon: wait for the night\n" in done.stdout
+
+
+OUTCOMES = """
+import os
+import pytest
+
+@pytest.fixture
+def made(request):
+    assert "make" not in request.node.name
+    yield
+    assert "remove" not in request.node.name
+
+@pytest.mark.parametrize("name", ["good", "make", "remove", "wrong", "skip", "crash"])
+@pytest.mark.xdist_group("together")
+def test_one(name, made):
+    assert name != "wrong"
+    if name == "crash":
+        os._exit(9)
+    if name == "skip":
+        pytest.skip("is not asked for")
+"""
+
+
+def test_a_worker_that_sends_less_hides_no_outcome(tmp_path: Path) -> None:
+    options = ["-rA", "--dist", "loadgroup", "--no-loadscope-reorder", "--max-worker-restart", "0"]
+    done, whole = (
+        run_of(tmp_path, {"test_project.py": OUTCOMES}, *options, *more)
+        for more in ([], ["--durations=9", "--durations-min=0"])
+    )
+    for line in (
+        "ERROR test_project.py::test_one[make]@together - AssertionError",
+        "ERROR test_project.py::test_one[remove]@together - AssertionError",
+        "FAILED test_project.py::test_one[wrong]@together - AssertionError",
+        "FAILED test_project.py::test_one[crash]@together",
+        "PASSED test_project.py::test_one[good]@together",
+        "is not asked for",
+    ):
+        assert line in done.stdout
+    counted = "2 failed, 2 passed, 1 skipped, 2 errors in"
+    assert counted in done.stdout
+    assert counted in whole.stdout
+    assert "s teardown" in whole.stdout
+
+
+def test_the_scheduler_forgets_a_group_that_is_done() -> None:
+    given: list[int] = []
+    node: Any = Mock(shutting_down=False, send_runtest_some=given.extend)
+    options = SimpleNamespace(loadscopereorder=False)
+    config: Any = SimpleNamespace(option=options, getvalue=lambda _: ["popen"])
+    scheduler = Scheduler(config, log=Mock())
+    scheduler.add_node(node)
+    scheduler.add_node_collection(node, ["a@g", "b@g", *map(str, range(9))])
+    scheduler.schedule()
+    while given[0] < 8:
+        scheduler.mark_test_complete(node, given.pop(0))
+    assert scheduler.assigned_work[node] == {str(number - 2): {str(number - 2): False} for number in given}
+
+
+def test_of_two_that_compile_the_same_file_one_waits(tmp_path: Path) -> None:
+    file = tmp_path / "test_file.py"
+    file.touch()
+    entered: list[int] = []
+
+    def enter() -> None:
+        with compiled_once(file):
+            entered.append(2)
+
+    with ThreadPoolExecutor() as pool:
+        with compiled_once(file):
+            waiting = pool.submit(enter)
+            time.sleep(0.1)
+            entered.append(1)
+        waiting.result()
+    assert entered == [1, 2]
 
 
 MEASURED = {
