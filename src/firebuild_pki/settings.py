@@ -9,6 +9,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from functools import cache
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -66,20 +67,23 @@ class Settings(BaseModel):
 
 
 def _attribute_docstrings(model: type[Settings]) -> dict[str, str]:
-    found = {}
-    for parent in reversed(model.__mro__):
-        if not issubclass(parent, Settings):
-            continue
-        try:
-            source = textwrap.dedent(inspect.getsource(parent))
-        except (OSError, TypeError):  # made at run time, or shipped without its source
-            continue
-        (definition,) = ast.parse(source).body
-        for attribute, text in pairwise(definition.body if isinstance(definition, ast.ClassDef) else ()):
-            match attribute, text:
-                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(words))):
-                    found[name] = inspect.cleandoc(words)
-    return found
+    parents = [parent for parent in reversed(model.__mro__) if issubclass(parent, Settings)]
+    return {name: text for parent in parents for name, text in _own_docstrings(parent)}
+
+
+@cache  # to find them takes longer than all the rest of a schema
+def _own_docstrings(model: type[Settings]) -> tuple[tuple[str, str], ...]:
+    try:
+        source = textwrap.dedent(inspect.getsource(model))
+    except (OSError, TypeError):  # made at run time, or shipped without its source
+        return ()
+    (definition,) = ast.parse(source).body
+    found = []
+    for attribute, text in pairwise(definition.body if isinstance(definition, ast.ClassDef) else ()):
+        match attribute, text:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(words))):
+                found.append((name, inspect.cleandoc(words)))
+    return tuple(found)
 
 
 _LONGEST = timedelta(days=36_500)
