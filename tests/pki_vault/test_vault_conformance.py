@@ -136,6 +136,11 @@ class TestAppRole(AnotherWayIn):
         }
 
 
+@pytest.fixture(scope="module")
+def issuer() -> JwtIssuer:
+    return JwtIssuer()
+
+
 class TestJWT(AnotherWayIn):
     """The token of a CI job."""
 
@@ -144,8 +149,7 @@ class TestJWT(AnotherWayIn):
         return {"method": "jwt", "mount": "ci/jobs", "role": "builds", "jwt": {"env": "JOB_TOKEN"}}
 
     @pytest.fixture
-    def ca_environ(self, at: Backend) -> Mapping[str, str]:
-        issuer = JwtIssuer()
+    def ca_environ(self, at: Backend, issuer: JwtIssuer) -> Mapping[str, str]:
         enable_jwt(at.api, issuer, at.policy, mount="ci/jobs")
         return {"JOB_TOKEN": issuer.token(aud="https://vault.example", sub="project/main")}
 
