@@ -17,12 +17,13 @@ def reference(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_pages_are_up_to_date() -> None:
-    done = reference(REPO, "--check")
-    assert (done.returncode, done.stderr) == (0, "")
+def texts(pages: Path) -> dict[str, str]:
+    return {page.name: page.read_text() for page in pages.iterdir()}
 
 
-def test_a_page_that_says_something_else_is_found_and_mended(tmp_path: Path) -> None:
+def test_the_pages_are_up_to_date_and_one_that_says_something_else_is_found_and_mended(
+    tmp_path: Path,
+) -> None:
     pages = tmp_path / "docs/reference"
     shutil.copytree(REPO / "docs/reference", pages)
     right = (pages / "cli.md").read_text()
@@ -34,8 +35,7 @@ def test_a_page_that_says_something_else_is_found_and_mended(tmp_path: Path) -> 
     assert "+# Events" in done.stderr
     assert "run `make tables`" in done.stderr
     reference(tmp_path)
-    assert (pages / "cli.md").read_text() == right
-    assert (pages / "events.md").read_text() == (REPO / "docs/reference/events.md").read_text()
+    assert texts(pages) == texts(REPO / "docs/reference")
 
 
 def test_the_environment_variables_that_are_read_are_listed() -> None:
