@@ -78,11 +78,12 @@ def test_ctrl_c_ends_a_command_whenever_it_comes(
         err = end_of(process)
         assert b"Traceback" not in err, err
         assert b"Exception ignored" not in err, err
-        # It may have ended before, in whatever way.
         assert process.returncode in (ExitStatus.INTERRUPTED, 0, ExitStatus.BAD_INPUT), (delay, err)
-        interrupted += process.returncode == ExitStatus.INTERRUPTED
         if delay == 0:
             assert process.returncode == ExitStatus.INTERRUPTED, err
+        if process.returncode != ExitStatus.INTERRUPTED:
+            break  # it had ended before, in whatever way, as it does with longer delays
+        interrupted += 1
     assert interrupted > 0
     assert not [path for path in tmp_path.glob("home/builds/*") if path.name != "lock"]
 
