@@ -5,7 +5,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from firebuild_bootstrap.build import build_image
 from firebuild_bootstrap.dockerfile import DockerfileSource, read_graph
@@ -56,12 +56,27 @@ def home(directory: Path) -> Home:
     return store
 
 
+# Images that the store keeps: after each build it looks at all that it has.
+_KEPT: Final = int(__import__("os").environ.get("KEPT", "12"))
+
+
+def _forget_some(store: Home) -> None:
+    """Remove the images of cases, and the layers that only they need, where there are many."""
+    made = [name for name in store.images.names() if str(name).startswith("cases/")]
+    if len(made) > _KEPT:
+        for name in made:
+            store.images.remove(name)
+        store.cache.prune(everything=True)
+
+
 def build(case: Case, directory: Path, args: Mapping[str, str], store: Home, *, cached: bool = False) -> Tree:
     """Build a case that has been laid into a directory, and return the image's files.
 
     Raises:
         FirebuildError: it is refused, or fails.
     """
+    if not cached:
+        _forget_some(store)
     request = BuildRequest(
         dockerfile=directory / "context/Dockerfile",
         context=directory / "context",
