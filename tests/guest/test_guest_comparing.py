@@ -23,7 +23,8 @@ from firebuild_bootstrap.layers.root import Root
 from firebuild_bootstrap.layers.tar import LayerError
 from firebuild_bootstrap.layers.tree import TreeSource, statuses, tree_entries, upper_entries
 from firebuild_bootstrap.sandbox import Bind
-from guest.build import Build, run_command
+from guest.build import Build, copy_command, run_command
+from guest.server import a_directory, in_tree
 from support import privately
 
 
@@ -184,7 +185,18 @@ def test_a_base_is_copied_which_is_said_once_and_is_in_no_layer(build: Build) ->
     assert [changes(layers / f"upper/{step}") for step in (2, 3)] == [["file new"], []]
 
 
-@pytest.mark.root
+@pytest.mark.needs("bwrap", "busybox")
+def test_a_directory_is_copied_into_one_that_the_copy_makes(build: Build) -> None:
+    layers = build.directory / "layers"
+    layers.mkdir()
+    build.extra_binds = [Bind(layers, "/layers", read_only=False)]
+    build.arguments = ["--layers", "/layers"]
+    build.server.resources["files"] = [*a_directory(""), *a_directory("sub"), *in_tree("sub/file", b"x")]
+    build.succeed(copy_command("/new"), run_command("cat /new/sub/file", step=3))
+    assert build.server.stdout == b"x"
+    assert changes(layers / "upper/2") == ["directory new", "directory new/sub", "file new/sub/file"]
+
+
 @pytest.mark.root
 def test_a_base_that_does_not_fit_is_an_error_that_says_so(tmp_path: Path) -> None:
     (tmp_path / "image").mkdir()
@@ -251,7 +263,6 @@ def test_what_was_lent_and_put_back_is_no_change(image: Image) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.root
 def test_a_change_within_the_same_tick_of_the_clock_is_seen(tmp_path: Path) -> None:
     def run() -> None:
         # Newer kernels count finer on most file systems, but not on this one.
@@ -287,7 +298,6 @@ def test_a_layer_that_cannot_be_written_is_a_failed_step(image: Image) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.root
 def test_what_is_mounted_in_the_image_is_not_of_it(image: Image) -> None:
     def run() -> None:
         with image.comparing.step(2):
@@ -300,7 +310,6 @@ def test_what_is_mounted_in_the_image_is_not_of_it(image: Image) -> None:
     assert stat.S_ISDIR((image.root / "gone").stat().st_mode)
 
 
-@pytest.mark.root
 @pytest.mark.root
 def test_on_an_overlay_a_whiteout_is_a_mark_and_the_layer_is_not_mounted(tmp_path: Path) -> None:
     for name in ("lower/0", "lower/1", "upper", "work", "merged"):

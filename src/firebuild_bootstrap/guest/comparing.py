@@ -115,6 +115,10 @@ class Comparing(Layers):
         """Take note, while a step is at work, of what is moved or made for a RUN and put right again."""
         note(self._target, path, self._before)
 
+    def kept(self, _path: str) -> int | None:
+        """Return None: a step works on the image itself, and its layer is made afterwards."""
+        return None
+
     def _can_make_nodes(self) -> bool:
         os.makedirs(f"{self._directory}/trial")
         try:
