@@ -7,6 +7,8 @@ import signal
 import sys
 from types import FrameType
 
+from firebuild_bootstrap.locales import ensure_utf8
+
 __all__ = ["main", "program"]
 
 _INTERRUPTED = 130  # `ExitStatus.INTERRUPTED`, whose import would delay the signal handlers
@@ -37,6 +39,8 @@ def program(answer: int | None = None) -> None:
 
     All is written and closed then; the rest takes Python as long as a step of a small build.
     """
+    if answer is None:  # who has started us for a detached run has the right one
+        ensure_utf8()
     try:
         main(answer)
     except SystemExit as ended:

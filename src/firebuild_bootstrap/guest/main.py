@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, NoReturn
 
+from firebuild_bootstrap.locales import ensure_utf8
+
 from .errors import GuestError, complain
 from .metadata import DEFAULT_ADDRESS, MetadataClient
 from .units import UNITS, print_flags, print_unit
@@ -25,6 +27,8 @@ def main(arguments: Sequence[str] | None = None, *, alone: bool = False) -> int:
         arguments: the command line without the program's name; None takes the process's own.
         alone: nothing else is in this process, which may fork.
     """
+    if arguments is None:
+        ensure_utf8()
     parsed = _parser().parse_args(arguments)
     # A process inherits what its parent ignores or blocks, and then no end of a child would be noticed.
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:

@@ -53,6 +53,7 @@ _ENCODINGS: Final = re.compile(
 )
 _OWN: Final = (
     "__init__.py",
+    "locales.py",
     "messages.py",
     "values.py",
     "wire.py",
