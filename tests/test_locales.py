@@ -28,7 +28,7 @@ def test_a_build_has_the_same_names_of_files_in_every_locale(tmp_path: Path) -> 
             "FIREBUILD_HOME": str(tmp_path / str(number)),
             "SOURCE_DATE_EPOCH": "0",
         }
-        command = [BIN / "firebuild", "build", "--quiet", context]
+        command = [str(BIN / "firebuild"), "build", "--quiet", str(context)]
         said.append(subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout)
     assert said[0] == said[1]
 

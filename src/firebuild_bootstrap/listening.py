@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import socket
 from typing import Final
@@ -21,15 +22,30 @@ def listen(host: str, port: int = 0, *, setting: str = "bootstrap.bind") -> sock
         setting: that both come from.
 
     Raises:
-        InputError: the address cannot be bound.
+        InputError: the address cannot be bound, or nobody could connect to it.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        _check_loopback(listener)
+        return listener
     except OSError as error:
         raise unusable_address(
             f"the bootstrap server cannot listen on {host} port {port}", error, port, setting
         ) from error
+
+
+def _check_loopback(listener: socket.socket) -> None:
+    """Close it and raise OSError if its loopback interface is down, which bind(2) does not mind."""
+    address = listener.getsockname()[:2]
+    if not ipaddress.ip_address(address[0]).is_loopback:
+        return
+    with socket.socket(listener.family, socket.SOCK_DGRAM) as trial:
+        try:
+            trial.connect(address)  # asks for the route and sends nothing
+        except OSError:
+            listener.close()
+            raise
 
 
 def unusable_address(message: str, error: Exception, port: int, setting: str) -> InputError:
@@ -49,6 +65,8 @@ def unusable_address(message: str, error: Exception, port: int, setting: str) ->
         hint = (
             f"`ss -ltnp 'sport = :{port}'` shows who has the port; end that, or choose another for {setting}"
         )
+    elif number == errno.ENETUNREACH:
+        hint = "the loopback interface is down, as in a new network namespace: `ip link set lo up`"
     elif number in (errno.EACCES, errno.EPERM):
         hint = (
             "ports below net.ipv4.ip_unprivileged_port_start, which is 1024 by default, are root's: "

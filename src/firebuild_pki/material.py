@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
+from firebuild_pki.errors import MaterialError
 from firebuild_pki.provider import Profile
 
 if TYPE_CHECKING:
@@ -132,6 +133,9 @@ class TLSMaterial(_Renewable):
 
         Args:
             server_side: whether the context is for the server.
+
+        Raises:
+            MaterialError: this process has no ``/proc``.
         """
         import ssl  # gRPC does without
 
@@ -152,5 +156,10 @@ class TLSMaterial(_Renewable):
             with os.fdopen(os.dup(descriptor), "wb") as memory:
                 memory.write(self.private_key_pem + self.certificate_chain_pem)
             context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+        except FileNotFoundError as error:
+            raise MaterialError(
+                "/proc is not mounted, and Python's ssl reads a key that is in memory by its path there",
+                hint="mount it: `mount -t proc proc /proc`",
+            ) from error
         finally:
             os.close(descriptor)

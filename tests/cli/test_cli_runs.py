@@ -44,6 +44,7 @@ def detach(home: Path, *arguments: str, status: int = 0) -> str:
     """Run `firebuild run --detach`; return its id, or its error where `status` is not 0."""
     command = [str(BIN / "firebuild"), "run", "--detach", *arguments]
     environ = {**os.environ, "FIREBUILD_HOME": str(home), "FIREBUILD_PULL": "never"}
+    environ["PYTHONWARNINGS"] = "default"  # Python has none about the process that goes on
     done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=60, check=False)
     assert done.returncode == status, done
     said = unwarned(done.stderr)

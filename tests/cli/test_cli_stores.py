@@ -40,6 +40,16 @@ def test_no_other_user_can_write_to_a_store_whatever_the_umask(tmp_path: Path, t
     assert [path for path in made if path.stat().st_mode & 0o002] == []
 
 
+def test_a_umask_that_takes_rights_from_its_own_user_keeps_nobody_from_the_store(
+    tmp_path: Path, tree: Path
+) -> None:
+    command: list[str | Path] = [BIN / "firebuild", "base", "import", "tiny:3", tree]
+    environ = {**os.environ, "FIREBUILD_HOME": str(tmp_path / "home")}
+    subprocess.run(command, umask=0o777, env=environ, check=True, capture_output=True)
+    made = [path for path in (tmp_path / "home").rglob("*") if path.is_dir()]
+    assert {path.stat().st_mode & 0o777 for path in made} == {0o700}
+
+
 def test_a_directory_becomes_a_base_that_is_listed_and_removed(cli: Cli, tree: Path) -> None:
     kept = cli("base", "import", "tiny:3", tree).out
     name, size, unit, digest = kept.split()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -227,6 +229,24 @@ def test_an_ssl_context_leaves_no_key_on_disk(tmp_path: Path, monkeypatch: pytes
         context = authority.issue_server().ssl_context(server_side=True)
     assert list(tmp_path.iterdir()) == []
     assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+
+
+@pytest.mark.root
+@pytest.mark.needs("root")
+def test_an_ssl_context_without_proc_is_an_error_that_says_so() -> None:
+    script = """
+from firebuild_pki import MaterialError, open_authority
+with open_authority() as authority:
+    try:
+        authority.issue_server().ssl_context(server_side=True)
+    except MaterialError as error:
+        print(error)
+"""
+    command = ["unshare", "--mount", "sh", "-c", 'umount -l /proc && exec "$@"', "sh"]
+    done = subprocess.run(
+        [*command, sys.executable, "-c", script], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.startswith("/proc is not mounted, and Python's ssl reads a key")
 
 
 def test_wrong_settings_are_told_by_path() -> None:

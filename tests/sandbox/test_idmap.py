@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +23,8 @@ def make_host(tmp_path: Path, uid: int = 1000, *, tools: bool = True) -> Host:
     for name in ("newuidmap", "newgidmap") if tools else ():
         (programs / name).write_text("#!/bin/sh\n")
         (programs / name).chmod(0o755)
+    (tmp_path / "sysctl").mkdir(exist_ok=True)
+    (tmp_path / "status").write_text("Name:\tpython\nNoNewPrivs:\t0\nSeccomp:\t0\n")
     (tmp_path / "uid_map").write_text("         0          0 4294967295\n")
     (tmp_path / "subuid").write_text("other:1:1\n# a comment\nme:100000:65536\nme:300000:10\n1000:9:x\n")
     (tmp_path / "subgid").write_text("me:200000:65536\n")
@@ -33,6 +37,7 @@ def make_host(tmp_path: Path, uid: int = 1000, *, tools: bool = True) -> Host:
         subgid=tmp_path / "subgid",
         uid_map=tmp_path / "uid_map",
         gid_map=tmp_path / "uid_map",
+        status=tmp_path / "status",
         sysctl=tmp_path / "sysctl",
         container_marks=(tmp_path / "dockerenv",),
     )
@@ -112,6 +117,50 @@ def test_the_current_host_is_this_process() -> None:
     assert host.program("sh")
 
 
+def test_no_more_ranges_are_used_than_one_map_can_have(tmp_path: Path) -> None:
+    host = make_host(tmp_path)
+    host.subuid.write_text("".join(f"me:{number}:1\n" for number in range(100_000, 101_000)))
+    host.subgid.write_text("".join(f"me:{number}:1000\n" for number in range(100_000, 900_000, 1000)))
+    [best, _] = candidates(host)
+    lines = ["".join(entry.line for entry in ranges) for ranges in (best.uids, best.gids)]
+    assert all(4000 < len(text) < 4096 and text.count("\n") <= 340 for text in lines)  # user_namespaces(7)
+
+
+def test_other_encodings_in_the_file_of_subordinate_ids_are_none_of_our_business(tmp_path: Path) -> None:
+    host = make_host(tmp_path)
+    host.subuid.write_bytes(b"# f\xfcr alle\nj\xf6rg:1:1\nme:100000:10\n")
+    assert candidates(host)[0].uids == (IdRange(0, 1000, 1), IdRange(1, 100000, 10))
+
+
+def test_a_service_without_new_privileges_is_told_that_it_has_none(tmp_path: Path) -> None:
+    host = make_host(tmp_path)
+    assert "is it setuid root" in candidates(host)[-1].note
+    host.status.write_text("Name:\tpython\nNoNewPrivs:\t1\nSeccomp:\t0\n")
+    assert "NoNewPrivileges= of its service" in candidates(host)[-1].note
+    host.status.unlink()
+    assert "is it setuid root" in candidates(host)[-1].note
+
+
+@pytest.mark.root
+@pytest.mark.needs("root")
+def test_a_proc_that_shows_others_or_nothing_is_an_error_before_a_sandbox_is_tried() -> None:
+    ask = "from firebuild_bootstrap.sandbox.bwrap import expected; expected()"
+    command = [sys.executable, "-c", f"try:\n {ask}\nexcept Exception as error: print(error)"]
+    where = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def said(*unshare: str) -> str:
+        return subprocess.run(
+            ["unshare", *unshare, *command], env=where, check=True, capture_output=True, text=True
+        ).stdout
+
+    assert said("--pid", "--fork", "--mount-proc") == ""
+    elsewhere = said("--pid", "--fork")
+    assert elsewhere.startswith("/proc is of another PID namespace, so the processes of a sandbox can't be")
+    assert "unshare --mount-proc" in elsewhere
+    without = said("--mount", "sh", "-c", 'umount -l /proc && exec "$@"', "sh")
+    assert without.startswith("/proc is not mounted")
+
+
 def test_a_user_without_a_name_is_called_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 4242424)
     assert Host.current().user == "4242424"
@@ -143,6 +192,7 @@ def test_a_range_that_newuidmap_refuses_leads_to_one_id_and_says_why(tmp_path: P
     idmap = detect(stranger)
     assert idmap.mode is IdMode.SINGLE
     assert "newuidmap refused the range of me" in idmap.note
+    assert "newuidmap failed: " in idmap.note
 
 
 @pytest.mark.parametrize(
@@ -182,6 +232,12 @@ def test_a_container_that_hides_parts_of_proc_is_recognised(
     lines = [f"22 21 0:20 / {point} rw - proc proc rw" for point in points]
     (tmp_path / "self/mountinfo").write_text("\n".join(lines))
     assert ("procMount: Unmasked" in remedy(host, BWRAP)) is hidden
+
+
+def test_a_proc_of_processes_only_is_recognised(tmp_path: Path) -> None:
+    host = make_host(tmp_path)
+    host.sysctl.rmdir()
+    assert "ProcSubset=pid" in remedy(host, BWRAP)
 
 
 def test_a_kernel_without_user_namespaces_is_recognised(tmp_path: Path) -> None:

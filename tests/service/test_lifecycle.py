@@ -9,6 +9,7 @@ import socket
 import ssl
 import stat
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -154,6 +155,19 @@ def test_an_address_of_another_host_is_an_error(host: str) -> None:
     with pytest.raises(FirebuildError, match="cannot listen on") as failed:
         listen(host)
     assert failed.value.hint == "bootstrap.bind has to name an address of this host"
+
+
+@pytest.mark.root
+@pytest.mark.needs("root")
+def test_a_loopback_interface_that_is_down_is_told_at_once() -> None:
+    script = (
+        "from firebuild_bootstrap.listening import listen\n"
+        "try:\n listen('127.0.0.1')\nexcept Exception as error: print(error)"
+    )
+    command = ["unshare", "--net", sys.executable, "-c", script]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert said.startswith("the bootstrap server cannot listen on 127.0.0.1 port 0: Network is unreachable")
+    assert "`ip link set lo up`" in said
 
 
 def test_a_port_that_is_taken_is_an_error_that_says_how_to_find_who_has_it() -> None:

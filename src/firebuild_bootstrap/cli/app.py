@@ -84,7 +84,8 @@ def main(answer: int | None = None) -> None:
     gc.set_threshold(_ALLOCATIONS_BETWEEN_COLLECTIONS)
     _forbid_core_dumps()
     # Some CI systems run jobs with umask 000: other users of the host could exchange what is in the store.
-    os.umask(os.umask(0o002) | 0o002)
+    # One that takes rights from ourselves would have us make directories that we can't write into.
+    os.umask((os.umask(0o002) | 0o002) & 0o077)
     # gRPC's core writes refused handshakes to stderr by itself; the service reports them as events.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     for name in ("firebuild", "firebuild_pki"):

@@ -52,6 +52,7 @@ def start_in_background(argv: Sequence[str]) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         said = answer.read()
     if said:
+        process.returncode = 0  # it goes on without us, of which Python would warn
         click.echo(said, nl=False)
         return 0
     code = process.wait()

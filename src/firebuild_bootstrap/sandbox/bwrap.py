@@ -17,7 +17,7 @@ from typing import IO, Any, Final
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.programs import LimitExceeded, check_children, converse, run_program
-from firebuild_bootstrap.sandbox.idmap import Host, IdMap, IdMode, IdRange, candidates
+from firebuild_bootstrap.sandbox.idmap import Host, IdMap, IdMode, IdRange, candidates, refused, single
 from firebuild_bootstrap.sandbox.process import SandboxProcess, close_streams
 from firebuild_bootstrap.sandbox.runtime import Bind, Link
 from firebuild_bootstrap.values import dataclass
@@ -31,6 +31,26 @@ Stream = int | IO[Any] | None
 
 class SandboxError(MachineError):
     """This host lets no sandbox be made."""
+
+
+def check_processes() -> None:
+    """Make sure that this process can look after others: it learns how they end, and /proc shows them.
+
+    Raises:
+        MachineError: as `check_children`; or /proc is missing or of another PID namespace, where the numbers
+            of our children mean other processes.
+    """
+    check_children()
+    try:
+        shown = os.readlink("/proc/self")
+    except OSError:
+        shown = ""
+    if shown != str(os.getpid()):
+        found = "/proc is of another PID namespace" if shown else "/proc is not mounted"
+        raise MachineError(
+            f"{found}, so the processes of a sandbox can't be found",
+            hint="mount it there: `mount -t proc proc /proc`, or `unshare --mount-proc`",
+        )
 
 
 def find_bwrap(search_path: str | None = None) -> Path:
@@ -123,7 +143,7 @@ class Sandbox:
         Raises:
             MachineError: the sandbox could not be made, with bubblewrap's own words and the remedy.
         """
-        check_children()
+        check_processes()
         missing = next((bind for bind in binds if isinstance(bind, Bind) and not bind.source.exists()), None)
         if missing is not None:
             raise MachineError(f"{missing.source} does not exist, so it can't be shown to the sandbox")
@@ -258,7 +278,7 @@ def _not_started(process: subprocess.Popen[bytes], bwrap: Path) -> SandboxError:
 def _map_ids(idmap: IdMap, pid: int) -> None:
     for kind, ranges in (("uid", idmap.uids), ("gid", idmap.gids)):
         if idmap.mode is IdMode.FULL:
-            lines = "".join(f"{entry.inside} {entry.outside} {entry.count}\n" for entry in ranges)
+            lines = "".join(entry.line for entry in ranges)
             try:
                 Path(f"/proc/{pid}/{kind}_map").write_text(lines, "ascii")
             except OSError as error:
@@ -359,14 +379,14 @@ def detect(host: Host | None = None, *, bwrap: Path | None = None) -> IdMap:
     Raises:
         MachineError: no sandbox can be made at all; the hint is the remedy for the cause found.
     """
-    check_children()  # no mapping would help
+    check_processes()  # no mapping would help
     host = host or Host.current()
     bwrap = bwrap or find_bwrap(host.path)
     words = ""
     for idmap in candidates(host):
-        words = probe(Sandbox(idmap, bwrap=bwrap))
+        before, words = words, probe(Sandbox(idmap, bwrap=bwrap))
         if not words:
-            return idmap
+            return single(host, refused(host, before)) if before else idmap
     raise SandboxError(f"no sandbox could be made here: {words}", hint=remedy(host, bwrap))
 
 
@@ -379,6 +399,7 @@ def expected() -> IdMap:
     Raises:
         MachineError: as `detect`.
     """
+    check_processes()
     host = Host.current()
     best, *others = candidates(host)
     return detect(host) if others else best
@@ -404,6 +425,26 @@ def probe(sandbox: Sandbox) -> str:
 
 def remedy(host: Host, bwrap: Path) -> str:
     """Say what keeps user namespaces from working on this host and how the administrator allows them."""
+    if words := _switched_off(host, bwrap):
+        return words
+    if host.uid_map.exists() and not host.sysctl.exists():
+        return (
+            "/proc shows processes only (ProcSubset=pid of a systemd service, or mounted with subset=pid): "
+            "leave that out, bubblewrap reads /proc/sys"
+        )
+    if any(mark.exists() for mark in host.container_marks) or _hides_proc(host):
+        return (
+            "this is a container that forbids namespaces: start it with `--security-opt seccomp=unconfined "
+            "--security-opt apparmor=unconfined --security-opt systempaths=unconfined`, or `--privileged`; "
+            "Kubernetes: hostUsers: false, seccompProfile Unconfined, procMount: Unmasked"
+        )
+    if not host.uid_map.exists():
+        return "this kernel has no user namespaces (CONFIG_USER_NS)"
+    return "user namespaces have to be allowed for this user; run as root, or ask the administrator"
+
+
+def _switched_off(host: Host, bwrap: Path) -> str:
+    """Say which setting of the kernel forbids them, and how it is changed; empty if none does."""
     if _sysctl(host, "kernel/unprivileged_userns_clone") == "0" and host.uid != 0:
         return (
             "user namespaces are switched off for users: run `sysctl -w kernel.unprivileged_userns_clone=1`"
@@ -415,15 +456,7 @@ def remedy(host: Host, bwrap: Path) -> str:
             f"AppArmor forbids user namespaces to programs without a profile: give {bwrap} a profile with "
             "the rule `userns,`, or run `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`"
         )
-    if any(mark.exists() for mark in host.container_marks) or _hides_proc(host):
-        return (
-            "this is a container that forbids namespaces: start it with `--security-opt seccomp=unconfined "
-            "--security-opt apparmor=unconfined --security-opt systempaths=unconfined`, or `--privileged`; "
-            "Kubernetes: hostUsers: false, seccompProfile Unconfined, procMount: Unmasked"
-        )
-    if not host.uid_map.exists():
-        return "this kernel has no user namespaces (CONFIG_USER_NS)"
-    return "user namespaces have to be allowed for this user; run as root, or ask the administrator"
+    return ""
 
 
 def _hides_proc(host: Host) -> bool:

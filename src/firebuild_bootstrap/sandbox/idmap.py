@@ -18,7 +18,10 @@ from typing import Any, Final
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.values import dataclass
 
-_MAX_RANGES: Final = 340  # of one map; user_namespaces(7)
+# Of one map; user_namespaces(7): it is written at once, in fewer bytes than a page has.
+_MAX_RANGES: Final = 340
+_MAX_BYTES: Final = 4095
+_MAX_ID: Final = 2**32 - 1
 
 
 class IdMode(StrEnum):
@@ -36,6 +39,11 @@ class IdRange:
     inside: int
     outside: int
     count: int
+
+    @property
+    def line(self) -> str:
+        """The range as the kernel reads and prints it."""
+        return f"{self.inside} {self.outside} {self.count}\n"
 
     def __contains__(self, inside_id: int) -> bool:
         return self.inside <= inside_id < self.inside + self.count
@@ -89,6 +97,7 @@ class Host:
     subgid: Path = Path("/etc/subgid")
     uid_map: Path = Path("/proc/self/uid_map")
     gid_map: Path = Path("/proc/self/gid_map")
+    status: Path = Path("/proc/self/status")
     sysctl: Path = Path("/proc/sys")
     container_marks: tuple[Path, ...] = (Path("/.dockerenv"), Path("/run/.containerenv"))
 
@@ -117,8 +126,17 @@ def candidates(host: Host) -> list[IdMap]:
     missing = _missing(host)
     if missing:
         return [single(host, missing)]
-    failed = f"newuidmap refused the range of {host.user} in {host.subuid}: is newuidmap setuid root?"
-    return [_subordinate(host), single(host, failed)]
+    return [_subordinate(host), single(host, refused(host))]
+
+
+def refused(host: Host, words: str = "") -> str:
+    """Say that a user's subordinate ids can't be used, with the words of what refused them."""
+    found = (
+        "NoNewPrivileges= of its service, --no-new-privileges of docker or the like keeps it from being root"
+        if _keeps_privileges_down(host)
+        else "is it setuid root, and the range in no other's use?"
+    )
+    return f"newuidmap refused the range of {host.user} in {host.subuid}: {words and f'{words}: '}{found}"
 
 
 def single(host: Host, missing: str) -> IdMap:
@@ -128,6 +146,14 @@ def single(host: Host, missing: str) -> IdMap:
         f"({missing}), or run as root"
     )
     return IdMap(IdMode.SINGLE, (IdRange(0, host.uid, 1),), (IdRange(0, host.gid, 1),), note)
+
+
+def _keeps_privileges_down(host: Host) -> bool:
+    """Tell whether no program that this process starts can be setuid (PR_SET_NO_NEW_PRIVS of prctl(2))."""
+    try:
+        return b"\nNoNewPrivs:\t1\n" in host.status.read_bytes()
+    except OSError:
+        return False
 
 
 def _own_ids(host: Host) -> IdMap:
@@ -160,13 +186,13 @@ def _subordinate(host: Host) -> IdMap:
 
 def _entries(path: Path, user: str, uid: int) -> tuple[IdRange, ...]:
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8", "replace").splitlines()
     except FileNotFoundError:
         return ()
     except OSError as error:
         raise MachineError(f"{path}: {error.strerror}", hint="the file has to be readable") from error
     ranges: list[IdRange] = []
-    inside = 1
+    inside, size = 1, len(IdRange(0, _MAX_ID, 1).line)
     for line in lines:
         words = line.strip().split(":")
         if len(words) != 3 or words[0] not in (user, str(uid)):
@@ -174,4 +200,7 @@ def _entries(path: Path, user: str, uid: int) -> tuple[IdRange, ...]:
         if words[1].isdecimal() and words[2].isdecimal() and int(words[2]) > 0:
             ranges.append(IdRange(inside, int(words[1]), int(words[2])))
             inside += int(words[2])
-    return tuple(ranges[: _MAX_RANGES - 1])
+            size += len(ranges[-1].line)
+            if size > _MAX_BYTES or len(ranges) == _MAX_RANGES:  # no room beside the user's own id
+                return tuple(ranges[:-1])
+    return tuple(ranges)
