@@ -178,8 +178,12 @@ def test_what_was_damaged_or_is_foreign_is_passed_over(tmp_path: Path) -> None:
 
 def test_a_store_that_can_not_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
-    with pytest.raises(MachineError, match=r"runs/r1 can't be made: "), Runs(tmp_path).begin(RECORD):
+    with (
+        pytest.raises(MachineError, match=r"runs/r1 can't be made: ") as caught,
+        Runs(tmp_path).begin(RECORD),
+    ):
         pass
+    assert "let this user write there" in str(caught.value)
     with pytest.raises(MachineError, match=r"runs can't be read: Not a directory"):
         Runs(tmp_path).list()
 

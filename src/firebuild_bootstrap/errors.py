@@ -259,6 +259,12 @@ def _has_directory() -> bool:
     return True
 
 
+def remedy_of(error: OSError) -> str:
+    """Say what lets a user do with a file what the system refused."""
+    denied = error.errno in {errno.EACCES, errno.EPERM}  # reading may be what is denied
+    return "let this user read and write there" if denied else MAKE_ROOM
+
+
 def as_user_error(error: BaseException) -> BaseException:
     """Return the error that explains this one: what a machine or its user did is not a mistake of ours."""
     if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
@@ -266,8 +272,7 @@ def as_user_error(error: BaseException) -> BaseException:
         target = error.filename2 if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS} else None
         name = target or error.filename
         where = f"{name}: " if name else ""
-        denied = error.errno in {errno.EACCES, errno.EPERM}  # reading may be what is denied
-        hint = "let this user read and write there" if denied else MAKE_ROOM
+        hint = remedy_of(error)
         return MachineError(f"{where}{error.strerror}", hint=hint)
     if isinstance(error, FileNotFoundError) and error.filename is None and not _has_directory():
         return InputError(

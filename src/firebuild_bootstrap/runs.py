@@ -27,7 +27,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal
 
-from firebuild_bootstrap.errors import MALFORMED, InputError, MachineError
+from firebuild_bootstrap.errors import MALFORMED, InputError, MachineError, remedy_of
 from firebuild_bootstrap.image.content_store import lock_file
 from firebuild_bootstrap.machine.cleanup import LOCK, own
 from firebuild_bootstrap.removal import remove_tree
@@ -197,7 +197,9 @@ class Run:
         try:
             remove_tree(self.directory)
         except OSError as error:
-            raise MachineError(f"{self.directory} can't be removed: {error.strerror}") from error
+            raise MachineError(
+                f"{self.directory} can't be removed: {error.strerror}", hint=remedy_of(error)
+            ) from error
 
     def _signal(self, number: int) -> bool:
         """Send its process a signal; False when it has ended."""
@@ -287,7 +289,9 @@ class Runs:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise MachineError(f"{self._directory} can't be read: {error.strerror}") from error
+            raise MachineError(
+                f"{self._directory} can't be read: {error.strerror}", hint=remedy_of(error)
+            ) from error
         found = [run for path in directories if (run := _run(path)) is not None]
         return sorted(found, key=lambda run: (run.record.created, run.record.id), reverse=True)
 
@@ -342,7 +346,9 @@ class Runs:
                 os.close(lock)
             with suppress(OSError):
                 remove_tree(directory, ignore_errors=True)
-            raise MachineError(f"{directory} can't be made: {error.strerror}") from error
+            raise MachineError(
+                f"{directory} can't be made: {error.strerror}", hint=remedy_of(error)
+            ) from error
         writer = RunWriter(directory, record)
         try:
             yield writer

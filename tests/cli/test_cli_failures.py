@@ -22,7 +22,7 @@ from firebuild_bootstrap.cli.failure import report
 from firebuild_bootstrap.errors import ExitStatus, FirebuildError, OutputError
 from firebuild_bootstrap.image.bases import BaseStore
 from firebuild_bootstrap.service import BootstrapServer
-from support import Firebuild
+from support import BIN, Firebuild
 
 # A provider as a plugin brings it, whose service is down.
 BROKEN_PROVIDER = """
@@ -218,6 +218,19 @@ def test_a_reader_that_has_gone_ends_the_command_silently(cli: Cli) -> None:
     with stdout_is(pipe_without_reader()):
         done = cli("config", "schema", status=74)
     assert done.err == ""
+
+
+@pytest.mark.needs("userns")
+@pytest.mark.parametrize("stderr", ["> image.tar 2> /dev/full", "2>&1 > image.tar | true"])
+def test_progress_beside_an_image_that_cannot_be_written_has_the_status_of_output(
+    host_cli: Cli, stderr: str
+) -> None:
+    Path("Dockerfile").write_text("FROM host\nRUN true\n")
+    script = f'"$0" build --output type=tar,dest=- . {stderr}; echo ${{PIPESTATUS[0]}}'
+    environ = {**os.environ, "FIREBUILD_HOME": str(host_cli.home)}
+    command = ["bash", "-c", script, str(BIN / "firebuild")]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.stdout, done.stderr) == ("74\n", "")
 
 
 def test_a_full_disk_behind_stdout_is_told(cli: Cli) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -29,6 +30,7 @@ from firebuild_bootstrap.errors import FirebuildError, MachineError
 from firebuild_bootstrap.events import Event
 from firebuild_bootstrap.listening import listen
 from firebuild_bootstrap.service import Limits
+from firebuild_bootstrap.service import proxy as proxy_module
 from firebuild_bootstrap.service.proxy import Proxy, ProxyCredentials
 from firebuild_bootstrap.service.reporting import Refusals
 from firebuild_bootstrap.service.server import Guard
@@ -49,6 +51,7 @@ class Observer:
         self.opened: list[tuple[str, str]] = []
         self.groups: list[str] = []
         self.closed = threading.Semaphore(0)
+        self.failed: list[FirebuildError] = []
 
     def connection_opened(self, name: str, peer: str, tls_version: str) -> None:
         self.opened.append((peer, tls_version))
@@ -59,6 +62,9 @@ class Observer:
     def connection_closed(self, name: str) -> bool:
         self.closed.release()
         return self._calls
+
+    def fail(self, error: FirebuildError) -> None:
+        self.failed.append(error)
 
 
 @contextmanager
@@ -118,6 +124,34 @@ def backend_of(material: TLSMaterial, path: Path, serve: Any) -> Iterator[None]:
     finally:
         thread.join(10)
         listener.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [(MemoryError(), True), (RuntimeError("can't start new thread"), True), (KeyError(), False)],
+)
+def test_a_host_without_memory_ends_the_build_at_once_and_a_mistake_costs_one_connection(
+    materials: Materials,
+    short_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    ends: bool,
+) -> None:
+    async def handshake(_: object) -> str:
+        raise error
+
+    monkeypatch.setattr(proxy_module, "_handshake", handshake)
+    observer = Observer()
+    with proxy(materials, short_path / "s", observer) as address:
+        with socket.create_connection(address, timeout=10) as peer:
+            peer.sendall(b"\x16")
+            assert peer.recv(1) == b""
+        wait_for(lambda: bool(observer.failed) is ends)
+    gc.collect()
+    assert [one.message[:28] for one in observer.failed] == ["no more memory or threads ca"] * ends
+    lost = [] if ends else [f"a connection was lost: {error!r}"]
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == lost
 
 
 def test_bytes_go_both_ways_and_the_end_of_one_way_is_passed_on(

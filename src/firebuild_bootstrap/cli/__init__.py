@@ -7,8 +7,6 @@ import signal
 import sys
 from types import FrameType
 
-from firebuild_bootstrap.locales import ensure_utf8
-
 __all__ = ["main", "program"]
 
 _INTERRUPTED = 130  # `ExitStatus.INTERRUPTED`, whose import would delay the signal handlers
@@ -29,6 +27,10 @@ def main(answer: int | None = None) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if answer is not None:  # who has started us keeps them back until here
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    else:  # who has started us for a detached run has the right locale, and our arguments
+        from firebuild_bootstrap.locales import ensure_utf8
+
+        ensure_utf8()
     from firebuild_bootstrap.cli.app import main as run
 
     run(answer)
@@ -39,8 +41,6 @@ def program(answer: int | None = None) -> None:
 
     All is written and closed then; the rest takes Python as long as a step of a small build.
     """
-    if answer is None:  # who has started us for a detached run has the right one
-        ensure_utf8()
     try:
         main(answer)
     except SystemExit as ended:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import timedelta
@@ -223,11 +222,12 @@ def watched(config_file: Path | None, *, writable: bool = True) -> Iterator[Home
     Standard output is for what comes of it.
     """
     from firebuild_bootstrap.cli.display import make_renderer
+    from firebuild_bootstrap.cli.output import guarded_stderr
     from firebuild_bootstrap.events import EventBus, Tasks
 
     settings = settings_from(config_file)
     with ExitStack() as cleanup:
-        renderer = cleanup.enter_context(closing(make_renderer("auto", sys.stderr)))
+        renderer = cleanup.enter_context(closing(make_renderer("auto", guarded_stderr())))
         tasks = Tasks(EventBus(renderer))
         yield cleanup.enter_context(closing(home_from(settings, writable=writable, tasks=tasks)))
 

@@ -9,8 +9,9 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 import click
 
@@ -27,10 +28,15 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.image.store import StoredImage
 
 _STDOUT = 1
+_STDERR = 2
 
 
 class _Guarded(io.FileIO):
     closing = False
+
+    def __init__(self, descriptor: int, what: str) -> None:
+        super().__init__(descriptor, "wb", closefd=False)
+        self._what = what
 
     def write(self, data: ReadableBuffer, /) -> int:
         try:
@@ -39,7 +45,7 @@ class _Guarded(io.FileIO):
             if self.closing:  # it was reported; the buffers above give up what they hold
                 return memoryview(data).nbytes
             raise OutputError(
-                f"standard output can't be written: {error.strerror}",
+                f"{self._what} can't be written: {error.strerror}",
                 reader_gone=isinstance(error, BrokenPipeError),
             ) from error
 
@@ -52,7 +58,7 @@ def guarded_stdout() -> Iterator[None]:
     failed command.
     """
     _open_standard_descriptors()
-    raw = _Guarded(_STDOUT, "wb", closefd=False)
+    raw = _Guarded(_STDOUT, "standard output")
     before = sys.stdout
     encoding, errors = (before.encoding, before.errors) if before else ("utf-8", "surrogateescape")
     sys.stdout = io.TextIOWrapper(
@@ -64,6 +70,31 @@ def guarded_stdout() -> Iterator[None]:
     finally:
         raw.closing = True
         sys.stdout = before
+
+
+class _GuardedOnce(_Guarded):
+    """Says once that it can't be written: what follows has no other place to go, the error included."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except OutputError:
+            self.closing = True
+            raise
+
+
+def guarded_stderr() -> TextIO | None:
+    """Return standard error, for what is shown beside standard output, as a stream that raises `OutputError`.
+
+    None where the caller has closed it.
+    """
+    return None if sys.stderr is None else _stderr()
+
+
+@cache
+def _stderr() -> TextIO:
+    # Kept: renderers hold its buffer only, which would be closed with it.
+    return io.TextIOWrapper(io.BufferedWriter(_GuardedOnce(_STDERR, "standard error")), encoding="utf-8")
 
 
 def _open_standard_descriptors() -> None:

@@ -25,6 +25,7 @@ from OpenSSL import SSL
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.accepting import Acceptor
+from firebuild_bootstrap.errors import FirebuildError, MachineError, as_user_error
 from firebuild_bootstrap.listening import format_address
 from firebuild_bootstrap.service.limits import Limits
 from firebuild_bootstrap.service.relay import TlsStream, relay, relay_sockets
@@ -68,6 +69,10 @@ class ConnectionObserver(Protocol):
 
     def connection_closed(self, name: str) -> bool:
         """One of its connections has ended; say whether a call has come over it."""
+        ...
+
+    def fail(self, error: FirebuildError) -> None:
+        """No connection can be served any more."""
         ...
 
 
@@ -168,9 +173,18 @@ class Proxy:
         task = asyncio.create_task(self._serve(sock, peer))
         self._connections.add(task)
         self._handshaking[task] = peer
-        task.add_done_callback(self._connections.discard)
-        task.add_done_callback(lambda ended: self._handshaking.pop(ended, None))
+        task.add_done_callback(self._ended)
         task.add_done_callback(lambda _: sock.close())
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._connections.discard(task)
+        self._handshaking.pop(task, None)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(shown := as_user_error(error), MachineError):  # no memory: the guest would try for long
+            self._observer.fail(shown)
+        else:  # no peer may be able to end a build by a mistake of ours
+            logger.error("a connection was lost: %r", error)
 
     async def _serve(self, sock: socket.socket, peer: str) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
