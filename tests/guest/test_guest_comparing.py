@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firebuild_bootstrap.guest import kernel
+from firebuild_bootstrap.guest import kernel, netfiles
 from firebuild_bootstrap.guest.comparing import Comparing
 from firebuild_bootstrap.guest.errors import StepError
 from firebuild_bootstrap.guest.netfiles import network_files
@@ -244,6 +244,32 @@ def test_a_file_of_the_network_stays_one_file_with_its_other_names(image: Image)
 
     assert step(2, "") == []
     assert step(3, "new") == ["directory etc", "file etc/hosts", "hardlink etc/name"]
+
+
+def test_a_file_of_the_network_is_closed_before_it_is_removed(
+    image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # FUSE and NFS would keep it, under another name, and change its directory when it is closed at last.
+    removed = []
+
+    class Os:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(os, name)
+
+        def unlink(self, name: str, *, dir_fd: int) -> None:
+            status = os.stat(name, dir_fd=dir_fd)
+            paths = [path for path in Path("/proc/self/fd").iterdir() if path.exists()]
+            removed.append((name, [path for path in paths if os.path.samestat(path.stat(), status)]))
+            os.unlink(name, dir_fd=dir_fd)
+
+    os.unlink(image.root / "etc/name")
+    with Root(str(image.root)) as root, monkeypatch.context() as replaced:
+        replaced.setattr(netfiles, "os", Os())
+        with network_files(root):
+            pass
+    assert ("hosts", []) in removed
+    assert [is_open for _, is_open in removed if is_open] == []
+    assert (image.root / "etc/hosts").read_text() == "etc/hosts"
 
 
 def test_what_was_lent_and_put_back_is_no_change(image: Image) -> None:

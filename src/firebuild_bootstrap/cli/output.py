@@ -34,20 +34,17 @@ _STDERR = 2
 class _Guarded(io.FileIO):
     closing = False
 
-    def __init__(self, descriptor: int, what: str) -> None:
-        super().__init__(descriptor, "wb", closefd=False)
-        self._what = what
-
     def write(self, data: ReadableBuffer, /) -> int:
         try:
             return super().write(data)
         except OSError as error:
             if self.closing:  # it was reported; the buffers above give up what they hold
                 return memoryview(data).nbytes
-            raise OutputError(
-                f"{self._what} can't be written: {error.strerror}",
-                reader_gone=isinstance(error, BrokenPipeError),
-            ) from error
+            raise self.refused(error) from error
+
+    def refused(self, error: OSError) -> OutputError:
+        gone = isinstance(error, BrokenPipeError)
+        return OutputError(f"standard output can't be written: {error.strerror}", reader_gone=gone)
 
 
 @contextmanager
@@ -58,7 +55,7 @@ def guarded_stdout() -> Iterator[None]:
     failed command.
     """
     _open_standard_descriptors()
-    raw = _Guarded(_STDOUT, "standard output")
+    raw = _Guarded(_STDOUT, "wb", closefd=False)
     before = sys.stdout
     encoding, errors = (before.encoding, before.errors) if before else ("utf-8", "surrogateescape")
     sys.stdout = io.TextIOWrapper(
@@ -72,15 +69,12 @@ def guarded_stdout() -> Iterator[None]:
         sys.stdout = before
 
 
-class _GuardedOnce(_Guarded):
+class _GuardedStderr(_Guarded):
     """Says once that it can't be written: what follows has no other place to go, the error included."""
 
-    def write(self, data: ReadableBuffer, /) -> int:
-        try:
-            return super().write(data)
-        except OutputError:
-            self.closing = True
-            raise
+    def refused(self, error: OSError) -> OutputError:
+        self.closing = True
+        return OutputError(f"standard error can't be written: {error.strerror}", reader_gone=True)
 
 
 def guarded_stderr() -> TextIO | None:
@@ -94,7 +88,8 @@ def guarded_stderr() -> TextIO | None:
 @cache
 def _stderr() -> TextIO:
     # Kept: renderers hold its buffer only, which would be closed with it.
-    return io.TextIOWrapper(io.BufferedWriter(_GuardedOnce(_STDERR, "standard error")), encoding="utf-8")
+    raw = _GuardedStderr(_STDERR, "wb", closefd=False)
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8")
 
 
 def _open_standard_descriptors() -> None:

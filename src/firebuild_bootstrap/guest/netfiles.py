@@ -14,7 +14,6 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from typing import NamedTuple
 
 from firebuild_bootstrap.layers.root import ResolvedPath, Root, unseen
 
@@ -80,7 +79,7 @@ def _replaced(root: Root, path: str, content: bytes) -> Iterator[None]:
             _keep(root, path, *written)
 
 
-class _Replacement(NamedTuple):
+class _Replacement:
     """A file in the place of another one.
 
     Args:
@@ -90,10 +89,11 @@ class _Replacement(NamedTuple):
         linked: descriptor of the image's file where it has more names; -1 for none.
     """
 
-    content: bytes
-    descriptor: int
-    own: Known | None
-    linked: int
+    def __init__(self, content: bytes, descriptor: int, own: Known | None, linked: int) -> None:
+        self.content = content
+        self.descriptor = descriptor
+        self.own = own
+        self.linked = linked
 
     @classmethod
     def begin(cls, place: ResolvedPath, content: bytes, own: Known | None) -> _Replacement:
@@ -111,10 +111,11 @@ class _Replacement(NamedTuple):
         return cls(content, descriptor, own, linked)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Let go of the files; may be repeated."""
         for descriptor in (self.descriptor, self.linked):
             if descriptor >= 0:
                 os.close(descriptor)
+        self.descriptor = self.linked = -1
 
     def end(self, place: ResolvedPath) -> tuple[bytes, bool] | None:
         """Put the image's own file back unless the RUN has put something else into its place.
@@ -130,6 +131,10 @@ class _Replacement(NamedTuple):
         # What has grown too large is not read into memory: it stays, as if it had been put there.
         if ours and os.fstat(self.descriptor).st_size <= len(self.content) + _MAX_BYTES:
             written = self._written()
+            # Before: FUSE and NFS give an open file another name and remove that at its end, which the times
+            # of the directory tell.
+            os.close(self.descriptor)
+            self.descriptor = -1
             os.unlink(place.name, dir_fd=place.directory)
             if self.own is not None and not self._link_back(place):
                 _restore(place, self.own)
