@@ -248,3 +248,6 @@ def test_a_kernel_without_user_namespaces_is_recognised(tmp_path: Path) -> None:
 
 def test_without_a_known_cause_the_remedy_is_general(tmp_path: Path) -> None:
     assert "run as root" in remedy(make_host(tmp_path), BWRAP)
+    of_root = remedy(make_host(tmp_path, uid=0), BWRAP)
+    assert of_root.startswith("a chroot allows no user namespaces")
+    assert "root," not in of_root

@@ -440,7 +440,13 @@ def remedy(host: Host, bwrap: Path) -> str:
         )
     if not host.uid_map.exists():
         return "this kernel has no user namespaces (CONFIG_USER_NS)"
-    return "user namespaces have to be allowed for this user; run as root, or ask the administrator"
+    # user_namespaces(7) and clone(2): EPERM of CLONE_NEWUSER
+    causes = "a chroot allows no user namespaces (systemd-nspawn and bwrap do), nor may a seccomp filter"
+    if host.uid == 0:
+        return f"{causes} or a security module: leave it, or have it allow them"
+    return (
+        f"user namespaces have to be allowed for this user: run as root, or ask the administrator; {causes}"
+    )
 
 
 def _switched_off(host: Host, bwrap: Path) -> str:
