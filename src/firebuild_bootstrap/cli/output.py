@@ -82,14 +82,14 @@ def guarded_stderr() -> TextIO | None:
 
     None where the caller has closed it.
     """
-    return None if sys.stderr is None else _stderr()
+    return None if sys.stderr is None else _stderr(sys.stderr.encoding, sys.stderr.errors)
 
 
 @cache
-def _stderr() -> TextIO:
+def _stderr(encoding: str, errors: str | None) -> TextIO:
     # Kept: renderers hold its buffer only, which would be closed with it.
     raw = _GuardedStderr(_STDERR, "wb", closefd=False)
-    return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8")
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, errors=errors)
 
 
 def _open_standard_descriptors() -> None:
