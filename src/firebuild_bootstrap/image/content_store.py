@@ -166,10 +166,8 @@ class ContentStore:
 
     def names(self) -> list[Key]:
         """Return the names of all entries, sorted."""
-        root = self.root / "names"
-        links = (Path(folder, name) for folder, folders, files in os.walk(root) for name in folders + files)
-        found = (link for link in links if link.is_symlink())
-        return sorted(link.relative_to(root).parts for link in found)
+        root = os.fspath(self.root / "names")
+        return sorted(tuple(link[len(root) + 1 :].split(os.sep)) for link in _links(root))
 
     def contents(self) -> list[Path]:
         """Return the directories of all entries, also of those without a name that may still be held."""
@@ -363,6 +361,16 @@ def try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _links(folder: str) -> Iterator[str]:
+    """Yield the paths of all symbolic links in a directory, which need not be there, and below it."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                yield entry.path
+            elif entry.is_dir():
+                yield from _links(entry.path)
 
 
 @contextmanager

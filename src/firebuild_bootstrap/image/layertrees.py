@@ -438,11 +438,12 @@ class LayerTrees:
 
     def keys(self) -> dict[str, float]:
         """Return all keys, with the time (seconds since 1970) of their last use; 0 without a tree."""
+        root = os.fspath(self._contents.link(()))
         found = {}
-        for name in self._contents.names():
-            found["/".join(name)] = 0.0
+        for key in map("/".join, self._contents.names()):
+            found[key] = 0.0
             with suppress(OSError):
-                found["/".join(name)] = os.stat(self._contents.link(name)).st_mtime
+                found[key] = os.stat(f"{root}/{key}").st_mtime
         return found
 
     def size(self, key: str) -> int:

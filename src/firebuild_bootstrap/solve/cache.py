@@ -29,7 +29,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -350,11 +350,11 @@ class Cache:
                 if not wanted or use.in_use or use.named or survey.layers[entry.id]:
                     continue
                 if dry_run or self._drop(entry):
-                    survey.layers.subtract(_names(entry.parent))
+                    survey.forget(entry)
                     total -= entry.size
                     removed.append(entry)
             if not dry_run:
-                self._drop_orphans(survey.named)
+                self._drop_orphans(survey)
         if sweep and not dry_run:
             self.trees.sweep()
         return removed
@@ -386,7 +386,7 @@ class Cache:
             MachineError, InputError: the store can't be written.
         """
         with self._changing():
-            self._drop_orphans(self.named())
+            self._drop_orphans(self._survey())
 
     # --- records ---------------------------------------------------------------------------------
 
@@ -425,7 +425,7 @@ class Cache:
         used = self.trees.keys()
         entries: dict[str, Entry] = {}
         for identity in used:
-            if not self.trees.path(identity).is_dir():
+            if not os.path.isdir(self.trees.path(identity)):
                 continue
             if ID.fullmatch(identity) is None:
                 entries[identity] = Entry(
@@ -515,20 +515,16 @@ class Cache:
             (self._record_files / entry.id).unlink(missing_ok=True)
         return True
 
-    def _drop_orphans(self, named: frozenset[str]) -> None:
+    def _drop_orphans(self, survey: _Survey) -> None:
         """Remove what crashes left: layers, records and keys that do not belong together."""
-        names = self.trees.keys()
-        there = {name for name in names if self.trees.path(name).is_dir()}
         for name in os.listdir(self._record_files):
-            if name not in there or self._record(name) is None:
+            if name not in survey.entries:
                 (self._record_files / name).unlink()
         for name in os.listdir(self._keys):
-            if not (self._record_files / (self._identity(name) or "missing")).exists():
+            if self._identity(name) not in survey.entries:
                 (self._keys / name).unlink()
-        for name in names:
-            orphan = ID.fullmatch(name) and not (self._record_files / name).exists()
-            if name not in named and (orphan or name not in there):
-                self.trees.discard(name, unused=True)
+        for name in survey.used.keys() - survey.entries.keys() - survey.named:
+            self.trees.discard(name, unused=True)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -549,14 +545,25 @@ class Cache:
 
 
 class _Survey:
-    """All entries, and how they lie on each other."""
+    """All entries, and how they lie on each other.
 
-    def __init__(self, cache: Cache, entries: Mapping[str, Entry], used: Mapping[str, float]) -> None:
+    Args:
+        cache: where they are.
+        entries: those that are whole, by their ids; it is this object's from now on.
+        used: when each layer was last used, also of those that are no entries.
+    """
+
+    def __init__(self, cache: Cache, entries: dict[str, Entry], used: dict[str, float]) -> None:
         self._cache = cache
-        self._entries = entries
-        self._used = used
+        self.entries = entries
+        self.used = used
         self.layers = Counter(each for entry in entries.values() for each in _names(entry.parent))
         self.named = cache.named()
+
+    def forget(self, entry: Entry) -> None:
+        """Take note that an entry is removed."""
+        del self.entries[entry.id], self.used[entry.id]
+        self.layers.subtract(_names(entry.parent))
 
     def usage(self) -> list[Usage]:
         """Return everything, least recently used first, and layers before what they lie on."""
@@ -566,7 +573,7 @@ class _Survey:
             if entry.id in named:
                 named.update(_names(entry.parent))
         found = self._found(order) | named
-        used = dict(self._used)
+        used = dict(self.used)
         held: set[str] = set()
         usages: list[Usage] = []
         for entry in reversed(order):
@@ -593,8 +600,8 @@ class _Survey:
         above: dict[str, list[Entry]] = {}
         missing: dict[str, int] = {}  # of what an entry lies on, how much does not come before it yet
         order: list[Entry] = []
-        for entry in self._entries.values():
-            below = {each for each in _names(entry.parent) if each in self._entries}
+        for entry in self.entries.values():
+            below = {each for each in _names(entry.parent) if each in self.entries}
             missing[entry.id] = len(below)
             if not below:
                 order.append(entry)
