@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from firebuild_bootstrap.events import Event, EventBus, Notice, StepOutput
 from firebuild_bootstrap.failures import explained, with_remedy
 from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.machine.local import LocalMachine
+from firebuild_bootstrap.machine.usernet import UserNetwork
 from firebuild_pki import IdentityError, ProviderError, SettingsError
 from firebuild_pki.errors import Problem
 
@@ -89,8 +91,10 @@ def test_what_a_step_says_of_its_machine_has_a_remedy(message: str, output: list
 
 
 class OneSandbox(OneMachine):
+    no_network = LocalMachine.no_network
     no_port = LocalMachine.no_port
     no_device = LocalMachine.no_device
+    _network: UserNetwork | None = None
 
 
 _PORTS = "the ports of this host"
@@ -133,6 +137,16 @@ def test_what_a_container_can_do_and_a_sandbox_can_not_has_a_remedy(output: list
 def test_a_step_with_a_loopback_of_its_own_hears_nothing_of_the_ports_of_the_host() -> None:
     output = ["bind: Address already in use"]
     assert with_remedy(StepFailed("x"), OneSandbox(), output, networked=False).hint is None
+
+
+def test_a_step_with_a_network_of_its_own_is_told_what_that_reaches_and_not_of_the_ports_of_the_host() -> (
+    None
+):
+    sandbox = OneSandbox()
+    with closing(UserNetwork(Path("slirp4netns"))) as sandbox._network:
+        assert with_remedy(StepFailed("x"), sandbox, ["bind: Address already in use"]).hint is None
+        hint = with_remedy(StepFailed("x"), sandbox, ["Network is unreachable"]).hint or ""
+    assert "but for its loopback and link-local addresses (machine.local.network: user)" in hint
 
 
 def test_a_step_that_asked_for_no_network_or_lacks_a_secret_is_told_so() -> None:

@@ -224,7 +224,7 @@ def test_a_machine_whose_network_has_ended_does_not_start(make: Make) -> None:
 def test_what_is_missing_is_said_before_anything_starts(
     make: Make, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], words: str
 ) -> None:
-    monkeypatch.setattr(driver, "check_tun", lambda: None)
+    monkeypatch.setattr(driver, "check_tun", lambda *_: None)
     with pytest.raises(InputError, match=words):
         make("true", **settings)
 
