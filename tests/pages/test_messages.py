@@ -26,7 +26,6 @@ NOT_YET = [
     "expected the extended key usage … in the … certificate, but the role … gave: …",
     "finished certificates sign nothing",
     'it was issued by "…"',
-    "the guest asked for the resource …, which this build does not have",
     "the guest sent a message of …; … are allowed",
     "the guest sent a … of …; … are allowed",
     "the guest's vminit is too old for this Dockerfile: step … is longer than the … bytes that it can take",

@@ -360,6 +360,15 @@ def test_a_guest_that_speaks_of_steps_that_do_not_exist_ends_the_build(
     assert words in outcome.message
 
 
+def test_a_guest_that_asks_for_files_that_do_not_exist_ends_the_build(serve: Any) -> None:
+    running = serve(commands=[RUN])
+    with pytest.raises(grpc.RpcError):
+        list(running.caller().resource("step-9"))
+    outcome = running.outcome()
+    assert ending_of(outcome) == "server-error"
+    assert "the guest asked for the resource 'step-9', which this build does not have" in outcome.message
+
+
 @pytest.mark.parametrize(
     ("number", "milliseconds", "words"),
     [

@@ -149,7 +149,7 @@ def test_a_host_without_memory_ends_the_build_at_once_and_a_mistake_costs_one_co
             assert peer.recv(1) == b""
         wait_for(lambda: bool(observer.failed) is ends)
     gc.collect()
-    assert [one.message[:28] for one in observer.failed] == ["no more memory or threads ca"] * ends
+    assert [one.message[:26] for one in observer.failed] == ["no more memory or threads:"] * ends
     lost = [] if ends else [f"a connection was lost: {error!r}"]
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == lost
 
