@@ -61,6 +61,7 @@ def test_kernel_initramfs_drive_and_arguments_boot_to_the_images_command_on_the_
         cwd=out,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     ) as machine:
         assert machine.stdin is not None
         assert machine.stdout is not None
@@ -70,7 +71,7 @@ def test_kernel_initramfs_drive_and_arguments_boot_to_the_images_command_on_the_
             if line.startswith(b"/dev/pts/"):
                 machine.stdin.write(b"typed\r")
                 machine.stdin.close()
-        assert b"hello from microvm in /srv\r\n" in said, said
+        assert b"hello from microvm in /srv\r\n" in said, (said, machine.wait())
         assert b"got typed\r\n" in said
         assert b'"status": "failed", "exit": 5,' in said
     assert machine.returncode == 0
