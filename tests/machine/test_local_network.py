@@ -18,6 +18,7 @@ from firebuild_bootstrap.guest.enter import CONNECTED
 from firebuild_bootstrap.machine.usernet import UserNetwork, find_program, resolv_conf
 from machine_qemu import lonely_host
 from machine_qemu.images import busybox_base
+from machine_qemu.processes import name_of, pids, status_of
 from support import Firebuild, eventually
 
 pytestmark = pytest.mark.needs("bwrap", "busybox")
@@ -154,17 +155,7 @@ def asking(network: UserNetwork) -> Iterator[str]:
 
 def slirps(parent: int) -> list[int]:
     """The processes of slirp4netns that this process started."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                name = (entry / "comm").read_text().strip()
-            except OSError:
-                continue
-            if int(fields[1]) == parent and name == "slirp4netns":
-                found.append(int(entry.name))
-    return found
+    return [pid for pid in pids() if name_of(pid) == "slirp4netns\n" and status_of(pid)[1:2] == [str(parent)]]
 
 
 @pytest.mark.needs("slirp4netns")

@@ -70,7 +70,6 @@ def list_(as_json: bool, config_file: Path | None) -> None:
 @config_option
 def inspect(tag: str, config_file: Path | None) -> None:
     """Print all that is known about an image, as JSON."""
-
     home = home_from(settings_from(config_file))
     print_json(_document(home, home.images.inspect(_tag(tag))))
 

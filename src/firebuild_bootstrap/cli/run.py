@@ -251,17 +251,13 @@ def _settings(options: Mapping[str, Any], more: Mapping[str, Any] | None = None)
         "--network": ("network", options["network"]),
     }
     for option, (name, value) in wanted.items():
-        if value is None:
+        if value is None or (driver, option, value) == ("local", "--network", "none"):  # of the command
             continue
-        if driver == "local" and option == "--network":
-            if value != "none":  # that is of the command
-                overrides["machine.local.network"] = value
-            continue
-        if driver == "local" or (driver == "firecracker" and option == "--network"):
-            hint = (
-                "use --machine qemu" if driver == "local" else "it is the setting machine.firecracker.network"
-            )
-            raise InputError(f"{option}: the machine {driver} does not take it", hint=hint)
+        if driver == "local" and option != "--network":
+            raise InputError(f"{option}: the machine local does not take it", hint="use --machine qemu")
+        if driver == "firecracker" and option == "--network":
+            hint = "it is the setting machine.firecracker.network"
+            raise InputError(f"{option}: the machine firecracker does not take it", hint=hint)
         overrides[f"machine.{driver}.{name}"] = value
     if options["init"] and driver == "local":
         raise InputError("--init: a sandbox has no system of its own to boot", hint="use --machine qemu")

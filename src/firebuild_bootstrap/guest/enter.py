@@ -58,14 +58,6 @@ STARTED = b"+"
 CONNECT, CONNECTED = b"connect", b"connected"
 """What the host is asked for the network of the process that asks, and what it answers when that has a way
 out; anything else is why it has none."""
-# What a network of our own keeps away: link-local addresses, where clouds have their metadata, and what has
-# no meaning beyond one's own network (RFC 6890).
-_REJECTED = (
-    ("0.0.0.0", "255.0.0.0"),  # noqa: S104 - a destination
-    ("169.254.0.0", "255.255.0.0"),
-    ("224.0.0.0", "240.0.0.0"),
-    ("240.0.0.0", "240.0.0.0"),
-)
 # A pipe holds more (pipe(7)), so that writing the report never waits for the reader.
 _MAX_REPORT = 4000
 
@@ -293,7 +285,7 @@ def _connect(uplink: int) -> str:
         if answer != CONNECTED:
             return answer.decode("utf-8", "replace") or "the host has closed the connection"
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-            for destination, netmask in _REJECTED:
+            for destination, netmask in init_network.CLOSED:
                 init_network.reject(control, destination, netmask)
         # A packet socket (packet(7)) asks no routing table.
         kernel.drop_capabilities(frozenset(range(_CAPABILITIES)) - {_NET_RAW})

@@ -28,6 +28,15 @@ _DEVICE_SECONDS = 5.0
 _ANY = "0.0.0.0"  # noqa: S104 - an empty field, nothing is bound to it
 _ALL_ONES = "255.255.255.255"
 
+CLOSED = (
+    (_ANY, "255.0.0.0"),
+    ("169.254.0.0", "255.255.0.0"),
+    ("224.0.0.0", "240.0.0.0"),
+    ("240.0.0.0", "240.0.0.0"),
+)
+"""What a network of RUN steps keeps away: link-local addresses, where clouds have their metadata, and what
+has no meaning beyond one's own network (RFC 6890)."""
+
 
 def bring_up(
     settings: NetworkSettings,

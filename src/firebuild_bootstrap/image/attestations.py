@@ -40,7 +40,6 @@ _OF: Final = "vnd.docker.reference.digest"
 _FILE: Final = "provenance.json"
 _SBOM_FILE: Final = "sbom.json"
 _MOST: Final = 64 << 20  # bytes of a file of ours; a list of 100,000 packages has half of it
-
 _FORMS: Final = "type=provenance[,mode=min|max][,builder-id=URI] or type=sbom, and ,disabled=true for none"
 
 

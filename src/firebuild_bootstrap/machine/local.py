@@ -168,8 +168,12 @@ class LocalMachine(Machine):
         arguments += ["--mmds-timeout", f"{options.mmds_timeout:g}"]
         arguments += ["--connect-timeout", f"{options.connect_timeout:g}"]
         arguments += ["--scratch", _SCRATCH, "--caches", _CACHES, "--layers", _LAYERS]
+        own: list[Bind] = []
+        handed: list[int] = []
         if self._network is not None:
             arguments += ["--uplink", str(self._network.guest_end)]
+            own.append(self._resolv_conf())
+            handed.append(self._network.guest_end)
         root = [Bind(self._work, _LAYERS, read_only=False)]
         root += [Bind(tree, f"{_LAYERS}/lower/{number}") for number, tree in enumerate(self._lower or ())]
         root += [Bind(tree, f"{_LAYERS}/between/{step}") for step, tree in self._between.items()]
@@ -178,7 +182,7 @@ class LocalMachine(Machine):
             runtime.module(_GUEST, *arguments),
             binds=[
                 *runtime.binds,
-                *([] if self._network is None else [self._resolv_conf()]),
+                *own,
                 *root,
                 Bind(self._workspace.path / "mmds", "/run/firebuild"),
                 Bind(self._scratch, _SCRATCH, read_only=False),
@@ -188,7 +192,7 @@ class LocalMachine(Machine):
             env={**runtime.env, "GRPC_VERBOSITY": "NONE"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            pass_fds=() if self._network is None else (self._network.guest_end,),
+            pass_fds=handed,
         )
         if self._network is not None:
             self._network.begun()

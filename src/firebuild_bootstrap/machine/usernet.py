@@ -82,24 +82,25 @@ class UserNetwork:
         with suppress(OSError):  # the guest has ended
             word, process = receive_with_sender(self._control, len(CONNECT))
             if word == CONNECT:
-                self._control.send(self._connect(process))
+                self._control.send(self._answer(process))
 
-    def _connect(self, guest: int) -> bytes:
-        """Start the program and return the answer for the guest.
+    def _answer(self, guest: int) -> bytes:
+        """Start the program and return the answer for the guest, which waits for one.
 
         Args:
-            guest: the process that asks, which waits for the answer.
+            guest: the process that asks.
         """
-        ready_read, ready_write = os.pipe()
-        with open(ready_read, "rb") as ready:
-            try:
-                arguments = command(self._program, guest, ready=ready_write, end=self._exit_read)
-                self._process = _Program(arguments, (ready_write, self._exit_read))
-            except OSError as error:
-                return f"{self._program}: {error.strerror}".encode()
-            finally:
-                os.close(ready_write)
-            return CONNECTED if ready.read(1) else self._process.last_words().encode()
+        try:
+            ready_read, ready_write = os.pipe()
+            with open(ready_read, "rb") as ready:
+                try:
+                    arguments = command(self._program, guest, ready=ready_write, end=self._exit_read)
+                    self._process = _Program(arguments, (ready_write, self._exit_read))
+                finally:
+                    os.close(ready_write)
+                return CONNECTED if ready.read(1) else self._process.last_words().encode()
+        except OSError as error:
+            return f"{self._program}: {error.strerror}".encode()
 
 
 class _Program:

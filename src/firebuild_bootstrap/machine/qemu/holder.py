@@ -19,7 +19,7 @@ import struct
 import sys
 from typing import Any, Final
 
-from firebuild_bootstrap.guest.init_network import Interface, reject
+from firebuild_bootstrap.guest.init_network import CLOSED, Interface, reject
 from firebuild_bootstrap.guest.kernel import drop_capabilities, receive_descriptors
 
 # The files that come with the command get these numbers, in their order.
@@ -87,14 +87,7 @@ DEVICE: Final = "uplink"
 # Behind the tap: QEMU takes every address in here for this host's loopback, or for its resolver.
 NETWORK: Final = "10.0.2.0/24"
 _ADDRESS, _NETMASK, _GATEWAY = "10.0.2.15", "255.255.255.0", "10.0.2.2"
-_CLOSED: Final = (
-    ("10.0.2.0", "255.255.255.128"),
-    ("10.0.2.128", "255.255.255.128"),
-    ("0.0.0.0", "255.0.0.0"),  # noqa: S104 - a destination
-    ("169.254.0.0", "255.255.0.0"),
-    ("224.0.0.0", "240.0.0.0"),
-    ("240.0.0.0", "240.0.0.0"),
-)
+_CLOSED: Final = (("10.0.2.0", "255.255.255.128"), ("10.0.2.128", "255.255.255.128"), *CLOSED)
 # linux/if_tun.h
 _TUNSETIFF: Final = 0x400454CA
 _IFF_TAP, _IFF_NO_PI = 0x0002, 0x1000
