@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import re
-import select
 import signal
 import struct
 import subprocess
@@ -20,6 +19,7 @@ import pytest
 
 from cli.conftest import Cli
 from cli.plugins import install_moody
+from firebuild_bootstrap.polling import readable
 from pki import conftest
 from pki.conftest import Install
 from support import BIN, REPO
@@ -206,7 +206,7 @@ def test_an_interruption_ends_the_wait_for_a_backend(cli: Cli, config: Path, tmp
         assert process.stdout is not None
         shown = b""
         while b"open" not in shown:
-            assert select.select([process.stdout], [], [], 60)[0]
+            assert readable(process.stdout, seconds=60)
             shown += os.read(process.stdout.fileno(), 4096)
         began = time.monotonic()
         process.send_signal(signal.SIGINT)

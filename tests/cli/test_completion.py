@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pty
-import select
 import shlex
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from firebuild_bootstrap.cli.app import app
 from firebuild_bootstrap.cli.completion import split_line
 from firebuild_bootstrap.cli.options import MACHINES
 from firebuild_bootstrap.machine.settings import MachineSettings
+from firebuild_bootstrap.polling import readable
 
 # What is typed before Tab, and the words that the shell then has.
 LINES = {
@@ -92,7 +92,7 @@ def typing(*command: str) -> Iterator[int]:
 def read_until(terminal: int, mark: bytes) -> bytes:
     seen = b""
     while mark not in seen:
-        assert select.select([terminal], [], [], 60)[0], seen
+        assert readable(terminal, seconds=60), seen
         seen += os.read(terminal, 1 << 16)
     return seen
 

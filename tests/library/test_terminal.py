@@ -7,7 +7,6 @@ import io
 import os
 import pty
 import re
-import select
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -36,6 +35,7 @@ from firebuild_bootstrap.events import (
     TaskStarted,
 )
 from firebuild_bootstrap.live import Log, TerminalRenderer
+from firebuild_bootstrap.polling import readable
 from firebuild_bootstrap.terminal import SafeOutput, SafeStream, Screen, cells, fit
 from support import eventually
 
@@ -364,7 +364,7 @@ def test_a_sudden_end_leaves_no_block_and_a_visible_cursor() -> None:
 def all_of(reader: io.FileIO) -> bytes:
     """What has been written; a terminal hands it out in pieces."""
     shown = b""
-    while select.select([reader], [], [], 0.5)[0]:
+    while readable(reader, seconds=0.5):
         shown += reader.read(4096)
     return shown
 

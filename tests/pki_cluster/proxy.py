@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import socket
 import ssl
 import struct
@@ -14,6 +13,8 @@ from enum import Enum, auto
 from itertools import cycle, islice
 from types import TracebackType
 from typing import Self
+
+from firebuild_bootstrap.polling import readable
 
 _TICK = 0.05
 
@@ -131,7 +132,7 @@ class Proxy:
         while not self._stopping.is_set():
             with self._lock:
                 listener, listening = self._listener, self._fault.kind is not Kind.REFUSE
-                ready = listening and select.select([listener], [], [], 0)[0]
+                ready = listening and readable(listener, seconds=0)
                 client = listener.accept()[0] if ready else None
                 epoch = self._epoch
             if client is None:
@@ -152,12 +153,12 @@ class Proxy:
             stack.enter_context(closing(upstream))
             with suppress(OSError):
                 while epoch == self._epoch and not self._stopping.is_set():
-                    ready, _, _ = select.select([client, upstream], [], [], _TICK)
-                    if client in ready:
+                    ready = readable(client, upstream, seconds=_TICK)
+                    if client.fileno() in ready:
                         fault = self._taken()
                         if not self._request(client, upstream, fault):
                             return
-                    elif upstream in ready and not self._answer(client, upstream, fault):
+                    elif upstream.fileno() in ready and not self._answer(client, upstream, fault):
                         return
 
     def _connect(self) -> socket.socket | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +32,7 @@ from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.archives import decompress
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.layers.apply import UnpackReport
+from firebuild_bootstrap.polling import readable
 from firebuild_bootstrap.request import RemoteContext
 from firebuild_bootstrap.sandbox import Host, Sandbox
 from firebuild_bootstrap.sandbox.idmap import IdMode, single
@@ -214,7 +214,7 @@ def _pieces(check: Callable[[], None], limit: int, what: str) -> Iterator[bytes]
     size = 0
     while True:
         check()
-        if not select.select([_STDIN], [], [], _POLL_SECONDS)[0]:
+        if not readable(_STDIN, seconds=_POLL_SECONDS):
             continue
         try:
             piece = os.read(_STDIN, _PIECE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import sys
 import termios
 import threading
@@ -17,6 +16,7 @@ from firebuild_bootstrap.cli.display import window_size
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.events import BuildFailed, Event
 from firebuild_bootstrap.layers.tar import write_all
+from firebuild_bootstrap.polling import readable
 from firebuild_bootstrap.progress import Renderer
 from firebuild_bootstrap.service.console import Console
 from firebuild_bootstrap.wire import Attach
@@ -176,7 +176,7 @@ def _pump(console: Console, size: tuple[int, int], ended: int) -> None:
     sources = [0, ended]
     while True:
         # Signals of a new size come to the main thread, which the build has.
-        ready, _, _ = select.select(sources, [], [], _SIZE_SECONDS)
+        ready = readable(*sources, seconds=_SIZE_SECONDS)
         if ended in ready:
             return
         if (now := window_size()) != size:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import select
 import signal
 import socket
 import stat
@@ -26,6 +25,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
+
+from firebuild_bootstrap.polling import readable
 
 from . import kernel
 from .mounts import BadMount, MountPoint, enter_root
@@ -351,7 +352,7 @@ def _first_process(
     request: Request, secrets: tuple[bytearray, ...], status: int, parent: socket.socket
 ) -> NoReturn:
     kernel.die_with_parent(signal.SIGKILL)
-    if select.select([parent], [], [], 0)[0]:
+    if readable(parent, seconds=0):
         os._exit(1)  # the parent died before the kernel was asked to tell
     # Python's handler would let a RUN end its own process 1; unhandled signals from inside don't reach it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

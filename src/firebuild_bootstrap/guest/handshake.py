@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import os
 import re
-import select
 import socket
 import ssl
 from contextlib import suppress
@@ -19,6 +18,7 @@ from functools import partial
 from typing import NamedTuple
 
 from firebuild_bootstrap import wire
+from firebuild_bootstrap.polling import readable
 
 from .errors import InputError
 from .stop import Stop
@@ -176,7 +176,7 @@ def _shake_hands(tls: ssl.SSLSocket) -> Contact:
     try:
         # Most servers speak first. Bytes that one has not read when it refuses would reset the connection,
         # and its alert would be lost with it.
-        if not tls.pending() and not select.select([tls], [], [], _SPEAK_SECONDS)[0]:
+        if not tls.pending() and not readable(tls, seconds=_SPEAK_SECONDS):
             tls.sendall(_PREFACE)
         answered = tls.recv(1)
     except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):

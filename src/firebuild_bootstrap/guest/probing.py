@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import selectors
 import signal
 import socket
@@ -20,6 +19,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from firebuild_bootstrap import wire
+from firebuild_bootstrap.polling import readable
 
 from .enter import exit_status
 from .errors import ProtocolError
@@ -140,7 +140,7 @@ def serve(channel: socket.socket, command: int, execute: Callable[[tuple[str, ..
     """
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
-    # The end of a child has to end `select`, which Python begins again after a signal (PEP 475).
+    # The end of a child has to end `poll`, which Python begins again after a signal (PEP 475).
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
     null = os.open("/dev/null", os.O_RDWR)
@@ -149,7 +149,7 @@ def serve(channel: socket.socket, command: int, execute: Callable[[tuple[str, ..
     os.close(null)
     server = _Server(channel, command, execute)
     while (result := server.reap()) is None:
-        ready, _, _ = select.select([woken, *server.descriptors], [], [])
+        ready = readable(woken, *server.descriptors)
         if woken in ready:
             os.read(woken, _PIECE)
         if channel.fileno() in ready:

@@ -54,6 +54,7 @@ _ENCODINGS: Final = re.compile(
 _OWN: Final = (
     "__init__.py",
     "locales.py",
+    "polling.py",
     "messages.py",
     "values.py",
     "wire.py",

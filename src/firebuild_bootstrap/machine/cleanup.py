@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import select
 import sys
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
+
+from firebuild_bootstrap.polling import readable
 
 # Each build starts this program, to wait most of the time: what it does afterwards it imports afterwards.
 if TYPE_CHECKING:
@@ -140,13 +141,13 @@ def await_end(lifeline: int, parent: int) -> bytes:
     left: float | None = None
     said = b""
     while True:
-        readable, _, _ = select.select([lifeline], [], [], _CHECK_SECONDS)
-        if readable:
+        ready = readable(lifeline, seconds=_CHECK_SECONDS)
+        if ready:
             word = os.read(lifeline, 4096)
             if not word:
                 return said
             said += word
-        if left is None and (readable or os.getppid() != parent):
+        if left is None and (ready or os.getppid() != parent):
             left = time.monotonic()
         if left is not None and time.monotonic() - left > _GRACE_SECONDS:
             from firebuild_bootstrap.sandbox import end_holders

@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 import json
 import os
-import select
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.image.layertrees import boot_id
+from firebuild_bootstrap.polling import readable
 from firebuild_bootstrap.programs import LimitExceeded, run_program
 from firebuild_bootstrap.removal import remove_tree
 from firebuild_pki.display import one_line
@@ -145,8 +145,7 @@ def end_process(stat_file: Path, boot: str) -> str:
         if _identity(Path(f"/proc/{pid}/stat").read_bytes()) != (pid, start):
             return ""
         signal.pidfd_send_signal(held, signal.SIGKILL)
-        ended, _, _ = select.select([held], [], [], _PROCESS_SECONDS)
-        return "" if ended else f"the process {pid} did not end"
+        return "" if readable(held, seconds=_PROCESS_SECONDS) else f"the process {pid} did not end"
     except (FileNotFoundError, ProcessLookupError):  # it has just ended
         return ""
     finally:

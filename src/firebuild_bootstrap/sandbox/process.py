@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
 import threading
 import time
 from contextlib import suppress
 from typing import IO, Final
+
+from firebuild_bootstrap.polling import readable
 
 _START_SECONDS: Final = 2.0
 _GONE_SECONDS: Final = 10.0  # a killed PID namespace is gone in milliseconds; longer means a stuck disk
@@ -104,9 +105,7 @@ class SandboxProcess:
         with self._lock:
             descriptor, self._init = self._init, None
         if descriptor is not None:
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            poll.poll(_GONE_SECONDS * 1000)
+            readable(descriptor, seconds=_GONE_SECONDS)
             os.close(descriptor)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import struct
@@ -18,6 +17,7 @@ from typing import IO, Final
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.machine.console import BoundedLog, copied
 from firebuild_bootstrap.machine.firecracker.api import FirecrackerApi, connect
+from firebuild_bootstrap.polling import readable
 from firebuild_bootstrap.programs import check_children
 
 # FcExitCode of Firecracker (src/vmm/src/lib.rs).
@@ -153,8 +153,7 @@ class ForeignProcess(Process):
     def wait(self, timeout: float | None) -> bool:
         """See `Process.wait`."""
         if self._handle is not None:
-            seconds = None if timeout is None else max(timeout, 0.0)
-            return bool(select.select([self._handle], [], [], seconds)[0])
+            return bool(readable(self._handle, seconds=timeout))
         deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
         while self._answers():
             if time.monotonic() >= deadline:
