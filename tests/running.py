@@ -41,6 +41,7 @@ UNMEASURED = frozenset(
 # Folders that start many short processes, each of which would take twice as long to measure itself: what they
 # run is run by other tests, in the tests' own process or in theirs.
 MEASURED_HERE = frozenset(["cli"])
+_MOST_SHOWN = 20
 # A part of the suite says little of the whole.
 _ENOUGH = 1000
 
@@ -73,6 +74,12 @@ def reasons(skipped: Sequence[Any]) -> list[str]:
     """Say why tests were skipped: how many for each reason, most first."""
     counted = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
     return [f"{count:6} {reason}" for reason, count in counted.most_common()]
+
+
+def last_words(text: str) -> str:
+    """Return the last lines of what is said of a failure that have letters, indented."""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip(" _-=")]
+    return "\n".join(f"    {line[:300]}" for line in lines[-12:])
 
 
 class Announcer:
@@ -115,6 +122,11 @@ class Announcer:
         if self._tests >= _ENOUGH and self._cache is not None:
             taken = time.monotonic() - self._began
             self._cache.set(_PACE, taken * self._processors / self._tests)
+        failed = [*terminalreporter.stats.get("failed", []), *terminalreporter.stats.get("error", [])]
+        if failed:  # what keeps only the end of a log has it, too
+            terminalreporter.section(f"{len(failed)} failed, and their last words")
+            for report in failed[:_MOST_SHOWN]:
+                terminalreporter.write_line(f"{report.nodeid}\n{last_words(report.longreprtext)}")
         skipped = terminalreporter.stats.get("skipped", [])
         if skipped:
             terminalreporter.section(f"{len(skipped)} skipped, and what would make them run")

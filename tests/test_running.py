@@ -15,7 +15,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from running import Channel, Scheduler, compiled_once, minutes, reasons
+from running import Channel, Scheduler, compiled_once, last_words, minutes, reasons
 from support import REPO, unmeasured
 
 
@@ -125,6 +125,9 @@ def test_a_run_begins_with_what_is_long_names_the_culprit_and_says_what_is_left_
     assert "failed: test_project.py::test_long: Failed: this test closed or replaced descriptor" in at_once
     assert "ERROR test_project.py::test_long - Failed: this test closed or replaced descriptor" in done.stdout
     assert "5 passed, 2 skipped, 1 error" in done.stdout
+    _, _, last = done.stdout.partition("1 failed, and their last words")
+    assert "test_project.py::test_long\n" in last
+    assert "Failed: this test closed or replaced descriptor" in last
     assert "     2 needs a moon: wait for the night\n" in done.stdout
 
 
@@ -177,7 +180,7 @@ def test_the_scheduler_forgets_a_group_that_is_done() -> None:
     config: Any = SimpleNamespace(option=options, getvalue=lambda _: ["popen"])
     scheduler = Scheduler(config, log=Mock())
     scheduler.add_node(node)
-    scheduler.add_node_collection(node, ["a@g", "b@g", *map(str, range(9))])
+    scheduler.add_node_collection(node, ["a@g", "b@g", *map(str, range(13))])
     scheduler.schedule()
     while given[0] < 8:
         scheduler.mark_test_complete(node, given.pop(0))
@@ -287,3 +290,13 @@ def test_reasons_are_counted_and_those_of_most_tests_come_first() -> None:
 )
 def test_the_minutes_are_those_of_all_processors(tests: int, each: float, processors: int, said: str) -> None:
     assert minutes(tests, each, processors) == said
+
+
+def test_of_a_failure_the_last_words_are_shown() -> None:
+    text = "\n".join(
+        ["first", *(f"line {number}" for number in range(13)), "_ _ _", "", "OSError: told last   "]
+    )
+    shown = last_words(text).splitlines()
+    assert shown[-1] == "    OSError: told last"
+    assert shown[0] == "    line 2"
+    assert last_words("x" * 1000) == "    " + "x" * 300
