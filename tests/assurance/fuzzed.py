@@ -26,7 +26,7 @@ def fuzzing(effort: Effort) -> None:
     """Run the fuzzer, and count its executions."""
     found = effort.directory / "results"
     seconds = max(1, round(effort.seconds / len(TARGETS)))
-    command = [sys.executable, str(FUZZ), "--seconds", str(seconds), "--json", str(found)]
+    command = [sys.executable, str(FUZZ), "--seconds", str(seconds), "--json", str(found), "--record"]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     for line in found.read_text().splitlines():
         result = json.loads(line)
