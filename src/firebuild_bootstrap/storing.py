@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.home import Home
-from firebuild_bootstrap.image.attestations import has_provenance, keep_provenance
+from firebuild_bootstrap.image.attestations import has_provenance, keep_provenance, reuse_documents
 from firebuild_bootstrap.image.forms import held_form, keep_form, reuse_forms
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, StoredLayer
 from firebuild_bootstrap.image.oci import is_layer_of
@@ -59,7 +59,7 @@ def store(
 
     Returns:
         the image. One under the same names that is the same is left as it is, with its forms, and with the
-        provenance of the build that made it.
+        provenance of the build that made it. One under some of them gives the others what is known of it.
 
     Raises:
         InputError: the files need more than the size that is asked for.
@@ -86,28 +86,40 @@ def store(
         history=history,
     )
 
-    older = _found(request, home)
-    if older is not None and _is_same(older, record):
-        _write_forms(older.directory, layers, older.record, request, home)
-        if provenance is not None and not has_provenance(older.directory):
-            keep_provenance(older.directory, provenance())
-        return older.refreshed()
-    with home.images.stage() as staging, ExitStack() as cleanup:
-        for layer, described in zip(layers, record.layers or (), strict=True):
-            if isinstance(layer, ArchiveLayer):
-                _link(layer.path, staging.path / described.archive)
-                if described.archive == OutputType.TAR.file_name:
-                    keep_form(staging.path, _as_form(described))
-        if older is not None and _is_made_of(older, record):
+    found = _found(request, home)
+    same = next((each for each in found if each and _is_same(each, record, layers, home)), None)
+    if same is not None:
+        record = record.joined(same.record)
+        everywhere = all(each is not None and each.directory == same.directory for each in found)
+        if everywhere and record.build_id == same.record.build_id:
+            _write_forms(same.directory, layers, same.record, request, home)
+            _keep_provenance(same.directory, provenance)
+            return same.refreshed()
+    older = same or next((each for each in found if each and _is_made_of(each, record)), None)
+    with home.images.stage() as staging:
+        _link_archives(layers, record, staging.path)
+        if older is not None and older.record.epoch == record.epoch:
             reuse_forms(older.directory, staging.path)
+        if same is not None:
+            reuse_documents(same.directory, staging.path)
         _write_forms(staging.path, layers, record, request, home)
-        if provenance is not None:
-            keep_provenance(staging.path, provenance())
-        with home.tasks.task("storing the image"):
-            if record.layer_store:
-                keys = [layer.key for layer in layers if isinstance(layer, StoredLayer)]
-                cleanup.enter_context(home.cache.naming(keys))
+        _keep_provenance(staging.path, provenance)
+        keys = [each.key for each in record.layers or () if each.key]
+        with home.tasks.task("storing the image"), home.cache.naming(keys) if keys else nullcontext():
             return home.images.commit(staging, record)
+
+
+def _link_archives(layers: Sequence[Layer], record: ImageRecord, directory: Path) -> None:
+    for layer, described in zip(layers, record.layers or (), strict=True):
+        if isinstance(layer, ArchiveLayer) and described.archive:
+            _link(layer.path, directory / described.archive)
+            if described.archive == OutputType.TAR.file_name:
+                keep_form(directory, _as_form(described))
+
+
+def _keep_provenance(directory: Path, provenance: Callable[[], Mapping[str, Any]] | None) -> None:
+    if provenance is not None and not has_provenance(directory):
+        keep_provenance(directory, provenance())
 
 
 def _write_forms(
@@ -236,15 +248,15 @@ def _link(archive: Path, target: Path) -> None:
             raise MachineError(f"{target} could not be written: {error.strerror}") from error
 
 
-def _found(request: BuildRequest, home: Home) -> StoredImage | None:
-    """Return the image that has all names of the request, held until its store is closed."""
-    try:
-        image, *others = [home.images.find(tag, hold=True) for tag in (request.tag, *request.also_tagged)]
-    except MachineError:  # a damaged one is replaced
-        return None
-    if image is None or any(other is None or other.directory != image.directory for other in others):
-        return None
-    return image
+def _found(request: BuildRequest, home: Home) -> list[StoredImage | None]:
+    """Return the images that have the names of the request, held until their store is closed."""
+    found = list[StoredImage | None]()
+    for tag in (request.tag, *request.also_tagged):
+        image = None
+        with suppress(MachineError):  # a damaged one is replaced
+            image = home.images.find(tag, hold=True)
+        found.append(image)
+    return found
 
 
 def _is_made_of(image: StoredImage, record: ImageRecord) -> bool:
@@ -255,10 +267,21 @@ def _is_made_of(image: StoredImage, record: ImageRecord) -> bool:
     return [layer.identity for layer in old.layers] == [layer.identity for layer in new.layers]
 
 
-def _is_same(image: StoredImage, record: ImageRecord) -> bool:
+def _is_same(image: StoredImage, record: ImageRecord, layers: Sequence[Layer], home: Home) -> bool:
     old = image.record
-    same = (old.config, old.platform, old.history) == (record.config, record.platform, record.history)
-    return same and _is_made_of(image, record)
+    if (old.config, old.platform, old.history) != (record.config, record.platform, record.history):
+        return False
+    if old.source is None or _is_made_of(image, record):
+        return _is_made_of(image, record)
+    # What came from outside has layers of its own, whatever is in them.
+    outside = [layer.outside.diff_id for layer in old.layers or () if layer.outside]
+    try:
+        if len(outside) != len(layers) or outside != home.layers.diff_ids(layers, record.epoch):
+            return False
+        home.intake.unpack(image)
+    except (InputError, MachineError):  # something of it is lost
+        return False
+    return home.intake.has_all_blobs(image)
 
 
 def _time(seconds: float) -> str:

@@ -153,6 +153,71 @@ def test_images_are_saved_and_loaded_again(built: Path, cli: Cli, monkeypatch: p
     assert [path for path in blobs.rglob("*") if path.is_file()] == [blobs / "lock"]
 
 
+def facts(cli: Cli, tag: str) -> dict[str, Any]:
+    """Return what is known of an image beside what is in it and where that came from."""
+    record = json.loads(cli("images", "inspect", tag).out)
+    provenance = json.loads(cli("images", "provenance", tag).out)["predicate"]
+    kept = {key: record[key] for key in ("id", "build_id", "created", "base", "ca", "firebuild_version")}
+    return kept | {
+        "epoch": record.get("source_date_epoch"),
+        "forms": [form["digest"] for form in record["outputs"]],
+        "provenance": provenance["runDetails"]["metadata"]["invocationId"],
+    }
+
+
+def test_an_image_that_comes_from_outside_again_keeps_what_is_known_of_its_build(
+    built: Path, cli: Cli
+) -> None:
+    cli.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    cli("build", "-q", "-t", "app:1", f"--output=oci,dest={built / 'zstd.tar'},compression=zstd", built)
+    cli("images", "export", "app:1", "-o", "tar")
+    cli("images", "save", "app:1", "-o", built / "saved.tar")
+    known = facts(cli, "app:1")
+    assert known["base"]["reference"] == "acme/web:1"
+    assert known["build_id"] == known["provenance"]
+    assert (known["epoch"], len(known["forms"])) == (1700000000, 1)
+    manifests = [
+        json.loads(read(built / name)["index.json"])["manifests"][0]["digest"]
+        for name in ("saved.tar", "zstd.tar")
+    ]
+    # In the same form, once more, in other blobs, and together with a name that it did not have.
+    for archive in ("saved.tar", "saved.tar", "zstd.tar", "saved.tar"):
+        cli("images", "load", "-t", "app:1", built / archive)
+        assert facts(cli, "app:1") == known
+    (built / "Dockerfile").write_text("FROM app\n")
+    for digest in manifests:
+        layout = f"--build-context=app=docker-image://app@{digest}"
+        cli("build", "-q", "--no-cache", layout, built)
+    cli("store", "check")
+    # Another image has its name and nothing else of it.
+    cli("images", "load", "-t", "app:1", packed(made().layout(), built / "web.tar"))
+    other = json.loads(cli("images", "inspect", "app:1").out)
+    assert (other["build_id"], other["outputs"], "source_date_epoch" in other) == ("", [], False)
+    assert "has no provenance" in cli("images", "provenance", "app:1", status=2).err
+
+
+def test_a_build_with_the_result_of_an_image_from_outside_adds_what_it_knows(built: Path, cli: Cli) -> None:
+    cli("images", "save", "app:1", "-o", built / "saved.tar")
+    cli("images", "rm", "app:1")
+    cli("images", "load", built / "saved.tar")
+    outside = json.loads(cli("images", "inspect", "app:1").out)
+    assert (outside["build_id"], outside["base"]["reference"]) == ("", "")
+    cli("build", "-q", "-t", "app:1", built)
+    record, known = json.loads(cli("images", "inspect", "app:1").out), facts(cli, "app:1")
+    assert known["build_id"] == known["provenance"]
+    assert known["base"]["reference"] == "acme/web:1"
+    assert (record["source"], record["id"]) == (outside["source"], outside["id"])
+    # What is the same is left as it is, and a name more has all that the others have.
+    cli("build", "-q", "-t", "more:1", "-t", "app:1", built)
+    assert facts(cli, "app:1") == facts(cli, "more:1") == known
+    # A blob that is lost is not needed for a build.
+    blob = record["layers"][-1]["blob"]["digest"].removeprefix("sha256:")
+    (cli.home / "blobs/sha256" / blob).unlink()
+    cli("build", "-q", "-t", "app:1", built)
+    again = json.loads(cli("images", "inspect", "app:1").out)
+    assert (again["id"], "source" in again) == (record["id"], False)
+
+
 def test_an_archive_goes_to_standard_output(built: Path, cli: Cli) -> None:
     environ = {**os.environ, "FIREBUILD_HOME": str(cli.home)}
     firebuild = [str(Path(sys.executable).parent / "firebuild")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,6 +129,42 @@ def test_the_digest_that_a_pull_prints_pins_the_image_in_every_store(
     assert cli("push", f"{small.host}/team/web:1").out == cli("pull", f"{small.host}/team/web:1").out.replace(
         "pulled", "pushed"
     )
+
+
+def test_an_image_that_was_built_here_or_pulled_keeps_that_whatever_comes_later(
+    small: Small, cli: Cli, tmp_path: Path
+) -> None:
+    def record() -> Any:
+        found = json.loads(cli("images", "inspect", tag).out)
+        return found["build_id"], found.get("source", {})
+
+    tag = f"{small.host}/team/web:1"
+    Path("Dockerfile").write_text("FROM scratch\nLABEL a=b\nCOPY Dockerfile /\n")
+    cli("build", "-t", tag, "--push", "--output", f"type=oci,dest={tmp_path / 'web.tar'}", ".")
+    build_id, source = record()
+    assert build_id
+    assert not source
+    plain = cli("pull", tag).out.split()[-1]
+    pulled = record()[1]
+    assert pulled["pulled"]
+    # The same image in an index with what is said about it, and as it was: the registry has the last word.
+    attested = cli("push", "--provenance=true", tag).out.split()[-1]
+    assert attested != plain
+    for named in (attested, plain, attested):
+        small.manifests["1"] = small.manifests[named]
+        assert cli("pull", tag).out.split()[-1] == named
+    for _ in range(2):
+        cli("images", "load", "-t", tag, tmp_path / "web.tar")
+        kept, source = record()
+        assert kept == build_id
+        assert source["pulled"]
+        assert source["origin"] == pulled["origin"]
+    small.requests.clear()
+    for named in (attested, plain):
+        Path("Dockerfile").write_text(f"FROM {tag.removesuffix(':1')}@{named}\n")
+        cli("build", ".")
+    assert not small.requests
+    assert cli("pull", tag).out.split()[-1] == attested
 
 
 def test_what_is_built_is_pushed_with_the_layers_of_its_base(small: Small, cli: Cli, runnable: Image) -> None:

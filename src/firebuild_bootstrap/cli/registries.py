@@ -51,7 +51,7 @@ def puller(settings: BuildSettings) -> Callable[[Home, Reference], StoredImage]:
             there = home.images.find(wanted, hold=True)
             if there is not None and there.record.source is not None and not digest:
                 digest = registries.digest(wanted)
-                same = there.record.source.pulled and digest in there.record.source.names
+                same = there.record.source.pulled and digest == there.record.source.digests[0]
                 if same and home.intake.has_all_blobs(there):
                     return there
             pulled = registries.pull(wanted, home.blobs, Platform.host(), digest=digest)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -156,6 +157,21 @@ def keep_sbom(directory: Path, document: Mapping[str, Any]) -> None:
 def has_provenance(directory: Path) -> bool:
     """Whether a build has left its provenance in the directory of an image."""
     return (directory / _FILE).is_file()
+
+
+def reuse_documents(older: Path, new: Path) -> None:
+    """Give the new directory of an image what an older one of the same image says about it.
+
+    Raises:
+        MachineError: the new directory can't be written.
+    """
+    for name in (_FILE, _SBOM_FILE):
+        try:
+            os.link(older / name, new / name)  # neither is ever changed in its place
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise MachineError(f"{new / name} can't be written: {error.strerror}") from error
 
 
 def provenance_of(image: StoredImage, mode: Mode = Mode.MAX) -> dict[str, Any]:

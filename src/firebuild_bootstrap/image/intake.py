@@ -13,12 +13,21 @@ from typing import TYPE_CHECKING
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
+from firebuild_bootstrap.image.attestations import reuse_documents
 from firebuild_bootstrap.image.blobs import NOT_AS_ANNOUNCED, BlobStore
+from firebuild_bootstrap.image.forms import reuse_forms
 from firebuild_bootstrap.image.layertrees import LayerTrees, OutsideLayer, chain_key
 from firebuild_bootstrap.image.names import UNTAGGED, Reference
 from firebuild_bootstrap.image.oci import ImageDocument, Manifest, check_image
 from firebuild_bootstrap.image.platforms import Platform
-from firebuild_bootstrap.image.store import ImageLayer, ImageRecord, ImageSource, ImageStore, StoredImage
+from firebuild_bootstrap.image.store import (
+    ImageLayer,
+    ImageRecord,
+    ImageSource,
+    ImageStore,
+    StoredImage,
+    has_id,
+)
 from firebuild_bootstrap.image.trees import DamagedArchiveError, file_size
 from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.layers.reader import DamagedArchive
@@ -83,6 +92,7 @@ class Intake:
     ) -> StoredImage:
         """Unpack the layers of an image whose blobs are in the store, and keep it under its names.
 
+        Of an image that has one of the names and is the same, all that is known stays known.
         Nothing is kept of an image that is refused, but for layers and blobs that the next `prune` removes.
 
         Args:
@@ -119,26 +129,30 @@ class Intake:
         self._unpack(layers, report)
         layers = [replace(layer, size=self._layers.size(layer.key)) for layer in layers]
         tag, *others = tags or (Reference.parse(f"{UNTAGGED}/{manifest.digest[7:19]}"),)
+        record = ImageRecord(
+            tag=str(tag),
+            also_tagged=tuple(map(str, others)),
+            build_id="",
+            created=document.created or datetime.now(UTC).isoformat(timespec="seconds"),
+            firebuild_version=version("firebuild"),
+            config=document.config,
+            layers=tuple(layers),
+            layer_store=self._layers.root.name if layers else "",
+            platform=str(document.platform),
+            source=source,
+            history=document.history,
+        )
         found = [self._images.find(each, hold=True) for each in (tag, *others)]
-        if found[0] and all(each and each.record.source == source for each in found):
-            return found[0]
+        same = next((each for each in found if each and has_id(each, document, self._layers)), None)
+        if same is not None:
+            record = record.joined(same.record)
+            if all(each and each.record.source == record.source for each in found):
+                return same
         with self._images.stage() as staging, self._naming([layer.key for layer in layers]):
-            self._images.commit(
-                staging,
-                ImageRecord(
-                    tag=str(tag),
-                    also_tagged=tuple(map(str, others)),
-                    build_id="",
-                    created=document.created or datetime.now(UTC).isoformat(timespec="seconds"),
-                    firebuild_version=version("firebuild"),
-                    config=document.config,
-                    layers=tuple(layers),
-                    layer_store=self._layers.root.name if layers else "",
-                    platform=str(document.platform),
-                    source=source,
-                    history=document.history,
-                ),
-            )
+            if same is not None:
+                reuse_forms(same.directory, staging.path)
+                reuse_documents(same.directory, staging.path)
+            self._images.commit(staging, record)
             image = self._images.find(tag, hold=True)
         if image is None:
             raise MachineError(f"the image {tag} was removed while it was stored", hint="try again")

@@ -327,6 +327,21 @@ class LayerTrees:
             self.note_digest(key, digest, newest)
         return [found[key] for key in keys]
 
+    def diff_ids(self, layers: Sequence[Layer], newest: int | None = None) -> list[str]:
+        """Return what `digests` does of layers of all kinds, of which those from outside are not read.
+
+        Raises:
+            MachineError: as `digests`.
+        """
+        own = [layer.key for layer in layers if isinstance(layer, StoredLayer) and not layer.outside]
+        found = dict(zip(own, self.digests(own, newest), strict=True))
+        return [
+            layer.digest
+            if isinstance(layer, ArchiveLayer)
+            else (layer.outside.diff_id if layer.outside else found[layer.key])
+            for layer in layers
+        ]
+
     def known_digest(self, key: str, newest: int | None = None) -> str:
         """Return what `digest` does if it was found out before, or an empty text.
 

@@ -82,7 +82,8 @@ class ImageSource:
     """What an image that came from outside is there: its own manifest and configuration, which are blobs.
 
     Args:
-        digests: more digests that name it, such as that of the index which it was chosen from.
+        digests: more digests that name it, such as that of the index which it was chosen from. Of a pulled
+            one the first is what its registry has for it.
         origin: where it is from, for display.
         pulled: it is from a registry, which may have a newer one by now.
     """
@@ -97,6 +98,16 @@ class ImageSource:
     def names(self) -> frozenset[str]:
         """All digests by which FROM may name it."""
         return frozenset((self.manifest.digest, self.config.digest, *self.digests))
+
+    def joined(self, older: ImageSource) -> ImageSource:
+        """Return it with what is known from before of the same image, which has the same configuration.
+
+        A file says nothing of a registry, which may have a newer one by now.
+        """
+        first, second = (older, self) if older.pulled and not self.pulled else (self, older)
+        manifest = (older.manifest.digest,) if older.manifest.digest != self.manifest.digest else ()
+        digests = dict.fromkeys((*first.digests, *second.digests, *manifest))
+        return replace(self, digests=tuple(digests), origin=first.origin, pulled=first.pulled)
 
     def as_json(self) -> dict[str, Any]:
         """Return it as in `image.json`."""
@@ -167,6 +178,28 @@ class ImageRecord:
         """Those that it needs of an image from outside, and of the layers that are from outside."""
         own = (self.source.manifest, self.source.config) if self.source is not None else ()
         return (*own, *(layer.outside.blob for layer in self.layers or () if layer.outside is not None))
+
+    def joined(self, older: ImageRecord) -> ImageRecord:
+        """Return it with what is known from before of the same image, which has the same id.
+
+        The build that made it first did; what is also from outside stays so, with its layers.
+        """
+        built = older if older.build_id or not self.build_id else self
+        outside = older if self.source is None and older.source is not None else self
+        return replace(
+            self,
+            build_id=built.build_id,
+            created=older.created,
+            firebuild_version=built.firebuild_version,
+            base=built.base,
+            base_digest=built.base_digest,
+            ca_provider=built.ca_provider,
+            issuer_fingerprint=built.issuer_fingerprint,
+            layers=outside.layers,
+            layer_store=outside.layer_store,
+            epoch=built.epoch,
+            source=self.source.joined(older.source) if self.source and older.source else outside.source,
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Return the document."""
@@ -334,21 +367,29 @@ def image_id(image: StoredImage, layers: LayerTrees) -> str:
     return source.config.digest if source is not None else digest_of(configuration(image, layers))
 
 
+def has_id(image: StoredImage, document: ImageDocument, layers: LayerTrees) -> bool:
+    """Whether an image has this configuration; its layers are read only where it is likely.
+
+    One whose layers can't be read has another.
+    """
+    record = image.record
+    if record.source is not None:
+        return record.source.config.digest == document.digest
+    if record.created != document.created or len(record.layers or ()) != len(document.diff_ids):
+        return False
+    try:
+        return image_id(image, layers) == document.digest
+    except (InputError, MachineError):
+        return False
+
+
 def diff_ids_of(image: StoredImage, layers: LayerTrees) -> list[str]:
     """Return the digests of the layers of an image without compression, the lowest first.
 
     Raises:
         InputError, MachineError: as `StoredImage.layers`; a layer is not there.
     """
-    made = image.layers(layers.root.name)
-    own = [layer.key for layer in made if isinstance(layer, StoredLayer) and not layer.outside]
-    found = dict(zip(own, layers.digests(own, image.record.epoch), strict=True))
-    return [
-        layer.digest
-        if isinstance(layer, ArchiveLayer)
-        else (layer.outside.diff_id if layer.outside else found[layer.key])
-        for layer in made
-    ]
+    return layers.diff_ids(image.layers(layers.root.name), image.record.epoch)
 
 
 class ImageStore:
