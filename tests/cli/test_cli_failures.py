@@ -330,8 +330,77 @@ def test_streams_that_the_caller_closed_do_no_harm(tmp_path: Path) -> None:
         timeout=60,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert (done.returncode, done.stderr) == (74, b"")  # what it made of the tree has nobody read
     assert "tiny:latest" in firebuild("base", "list").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ("images save tiny:1", 74),
+        ("images export tiny:1 -o tar,dest=-", 74),
+        ("build -t tiny:2 -o type=oci,dest=- .", 74),
+        ("build -q -t tiny:2 .", 74),
+        ("build -t tiny:2 .", 0),  # what it shows is no result
+        ("images rm tiny:1 tiny:3", 74),
+        ("images inspect tiny:1", 74),
+        ("config show", 74),
+        ("ca providers --json", 74),
+        ("--version", 74),
+    ],
+)
+@pytest.mark.needs("userns")
+def test_a_result_that_cannot_be_written_is_an_error_where_standard_output_is_closed(
+    tmp_path: Path, arguments: str, status: int
+) -> None:
+    firebuild = Firebuild(tmp_path / "home")
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nLABEL a=b\n")
+    firebuild("build", "-q", "-t", "tiny:1", "-t", "tiny:3", str(tmp_path))
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" {arguments} >&-', str(firebuild.program)],
+        env=firebuild.environ,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == status
+    said = "error: standard output can't be written: it is closed\n"
+    assert done.stderr == (said if status else "")
+    # An image that nobody gets is not built; all else is done.
+    names = firebuild("images", "list").stdout
+    assert ("tiny:2" in names) == (arguments in ("build -q -t tiny:2 .", "build -t tiny:2 ."))
+    assert ("tiny:1" in names, "tiny:3" in names) == (("rm" not in arguments),) * 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("images", "save", "tiny:1"),
+        ("images", "export", "tiny:1", "-o", "tar,dest=-"),
+        ("build", "-q", "-t", "tiny:1", "-o", "type=docker,dest=-", "."),
+    ],
+)
+@pytest.mark.needs("userns")
+def test_an_archive_whose_reader_has_gone_is_an_error_in_words(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    firebuild = Firebuild(tmp_path / "home")
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    firebuild("build", "-q", "-t", "tiny:1", str(tmp_path))
+    process = subprocess.Popen(
+        [firebuild.program, *arguments],
+        env=firebuild.environ,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 74
+    assert error == b"error: standard output can't be written: Broken pipe\n"
 
 
 def in_mount_namespace(firebuild: Firebuild, script: str) -> subprocess.CompletedProcess[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -26,7 +25,7 @@ from firebuild_bootstrap.cli.options import (
     warn,
     watched,
 )
-from firebuild_bootstrap.cli.output import check_paths, print_json, read_outputs, send
+from firebuild_bootstrap.cli.output import check_paths, check_stdout, print_json, read_outputs, send
 from firebuild_bootstrap.cli.store import age_of, read_filters
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted, one_line
@@ -269,9 +268,9 @@ def save(tags: tuple[str, ...], dest: Path | None, kind: str, config_file: Path 
     from firebuild_bootstrap.image.outputs import Deliveries, OutputSpec, OutputType
 
     to_stdout = dest is None or str(dest) == "-"
-    if to_stdout and sys.stdout.isatty():
-        raise InputError(
-            "an archive would go to the terminal", hint="redirect standard output, or use -o FILE"
+    if to_stdout:
+        check_stdout(
+            InputError("an archive would go to the terminal", hint="redirect standard output, or use -o FILE")
         )
     spec = OutputSpec(OutputType(kind), None if to_stdout or dest is None else dest.absolute())
     check_paths([spec])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import io
 import os
 import shutil
@@ -29,18 +31,24 @@ if TYPE_CHECKING:
 
 _STDOUT = 1
 _STDERR = 2
+_CLOSED = "standard output can't be written: it is closed"
 
 
 class _Guarded(io.FileIO):
     closing = False
+    lost: OutputError | None = None
+    """What was written here went nowhere, because the caller has closed it."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         try:
             return super().write(data)
         except OSError as error:
-            if self.closing:  # it was reported; the buffers above give up what they hold
-                return memoryview(data).nbytes
-            raise self.refused(error) from error
+            if error.errno == errno.EBADF:
+                self.lost = OutputError(_CLOSED)
+            elif not self.closing:
+                raise self.refused(error) from error
+            # It is reported, or will be; the buffers above give up what they hold.
+            return memoryview(data).nbytes
 
     def refused(self, error: OSError) -> OutputError:
         gone = isinstance(error, BrokenPipeError)
@@ -52,7 +60,7 @@ def guarded_stdout() -> Iterator[None]:
     """Let `sys.stdout` raise `OutputError` where it can't be written, and write all of it in time.
 
     Python alone would find out at exit, too late to handle it, and click takes a broken pipe for a
-    failed command.
+    failed command. Where the caller has closed it, all is done before that is an error.
     """
     _open_standard_descriptors()
     raw = _Guarded(_STDOUT, "wb", closefd=False)
@@ -64,6 +72,8 @@ def guarded_stdout() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
+        if raw.lost is not None:
+            raise raw.lost
     finally:
         raw.closing = True
         sys.stdout = before
@@ -92,13 +102,51 @@ def _stderr(encoding: str, errors: str | None) -> TextIO:
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, errors=errors)
 
 
+def stdout_to_show() -> TextIO | None:
+    """Return standard output for what is only shown while something is done.
+
+    None where the caller has closed it, who wants to see nothing.
+    """
+    flags = fcntl.fcntl(_STDOUT, fcntl.F_GETFL)
+    return None if flags & os.O_ACCMODE == os.O_RDONLY else sys.stdout
+
+
+def check_stdout(on_a_terminal: InputError) -> None:
+    """Refuse to write a file to standard output where nothing is done with it.
+
+    Args:
+        on_a_terminal: the error where it is a terminal.
+
+    Raises:
+        InputError: that one.
+        OutputError: the caller has closed it.
+    """
+    if sys.stdout.isatty():
+        raise on_a_terminal
+    if stdout_to_show() is None:
+        raise OutputError(_CLOSED)
+
+
+@contextmanager
+def wanted_whole() -> Iterator[None]:
+    """Tell of every failure to write standard output in the block, also that its reader has gone.
+
+    What is cut there is of no use, and whoever reads the terminal sees only the end of the reader.
+    """
+    try:
+        yield
+    except OutputError as error:
+        raise OutputError(error.message) from error
+
+
 def _open_standard_descriptors() -> None:
     """Keep files that are opened later from becoming a standard stream that the caller has closed."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            # Nothing can be written to standard output then, which `stdout_to_show` finds.
+            os.open(os.devnull, os.O_RDONLY if descriptor == _STDOUT else os.O_RDWR)
 
 
 def read_outputs(texts: Sequence[str], *, paths: bool) -> tuple[tuple[OutputSpec, ...], OutputSpec | None]:
@@ -113,6 +161,7 @@ def read_outputs(texts: Sequence[str], *, paths: bool) -> tuple[tuple[OutputSpec
 
     Raises:
         InputError: one has another form, or can't go to standard output.
+        OutputError: as `check_stdout`.
     """
     from firebuild_bootstrap.image.outputs import OutputType, parse_outputs
 
@@ -128,9 +177,11 @@ def read_outputs(texts: Sequence[str], *, paths: bool) -> tuple[tuple[OutputSpec
             raise InputError(f"--output {spec.type.value}: it is not kept", hint="add dest=FILE, or dest=-")
     if len(to_stdout) > 1:
         raise InputError("--output: one output only can go to standard output")
-    if to_stdout and sys.stdout.isatty():
-        raise InputError(
-            "--output: an image would go to the terminal", hint="redirect standard output, or name a file"
+    if to_stdout:
+        check_stdout(
+            InputError(
+                "--output: an image would go to the terminal", hint="redirect standard output, or name a file"
+            )
         )
     return specs, to_stdout[0] if to_stdout else None
 
@@ -158,14 +209,19 @@ def send(images: Sequence[tuple[Sequence[Reference], StoredImage]], spec: Output
             been written.
         spec: which output.
         home: where they are.
+
+    Raises:
+        OutputError: it can't be written, or its reader has gone.
+        InputError, MachineError: as `Outgoing.write`.
     """
-    if spec.type.has_layers:
-        home.outgoing.write(images, sys.stdout.buffer, spec)
-        return
-    ((_, image),) = images
-    with open(image.directory / spec.type.file_name, "rb") as file:
-        shutil.copyfileobj(file, sys.stdout.buffer, 1 << 20)
-    sys.stdout.buffer.flush()
+    with wanted_whole():
+        if spec.type.has_layers:
+            home.outgoing.write(images, sys.stdout.buffer, spec)
+        else:
+            ((_, image),) = images
+            with open(image.directory / spec.type.file_name, "rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer, 1 << 20)
+        sys.stdout.buffer.flush()
 
 
 def image_document(image: StoredImage, identity: str = "") -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import field
@@ -31,7 +30,7 @@ from firebuild_bootstrap.cli.options import (
     settings_from,
     stacked,
 )
-from firebuild_bootstrap.cli.output import check_paths, guarded_stderr, read_outputs, send
+from firebuild_bootstrap.cli.output import check_paths, guarded_stderr, read_outputs, send, stdout_to_show
 from firebuild_bootstrap.cli.registries import read_policy
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.values import dataclass
@@ -657,7 +656,9 @@ def _renderer(wanted: _Wanted, settings: BuildSettings, home: Home) -> Renderer:
     from firebuild_bootstrap.machine.drivers import metadata_on_stdout
 
     beside = wanted.to_stdout is not None or metadata_on_stdout(settings.machine)
-    return make_renderer(wanted.progress, guarded_stderr() if beside else sys.stdout, directory=home.root)
+    return make_renderer(
+        wanted.progress, guarded_stderr() if beside else stdout_to_show(), directory=home.root
+    )
 
 
 def _print(image: StoredImage, wanted: _Wanted, home: Home) -> None:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from firebuild_bootstrap.errors import MAKE_ROOM, InputError, MachineError
+from firebuild_bootstrap.errors import MAKE_ROOM, InputError, MachineError, OutputError
 from firebuild_bootstrap.machine.external.settings import MetadataTarget
 from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi, MmdsApi
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE
@@ -219,8 +219,11 @@ class StreamTarget(_WholeDocuments):
         return self._given or sys.stdout.buffer
 
     def _write(self, text: bytes) -> None:
-        self._out.write(text)
-        self._out.flush()
+        try:
+            self._out.write(text)
+            self._out.flush()
+        except OutputError as error:  # without them no guest comes: it is told where the reader has gone, too
+            raise OutputError(error.message) from error
 
 
 class FirecrackerTarget(Target):
