@@ -304,6 +304,25 @@ def test_hard_links_are_names_of_one_file_and_ext4_has_65000(tmp_path: Path) -> 
         write([(ROOT, b""), (Entry("b", "hardlink", linkname="missing"), b"")], tmp_path / "k")
 
 
+def test_links_pipes_and_devices_have_several_names_as_files_do(tmp_path: Path) -> None:
+    (tree := tmp_path / "tree").mkdir()
+    os.symlink("x", tree / "l1")
+    os.mkfifo(tree / "p1")
+    kinds = {"l": "symlink", "p": "FIFO"}
+    if os.geteuid() == 0:
+        os.mknod(tree / "c1", 0o20644, os.makedev(1, 3))
+        kinds["c"] = "character special"
+    for name in kinds:
+        os.link(tree / f"{name}1", tree / f"{name}2", follow_symlinks=False)
+    image = write(tree_entries(str(tree)), tmp_path / "i")
+    for name, kind in kinds.items():
+        stats = [debugfs(image, f"stat /{name}{number}") for number in (1, 2)]
+        assert stats[0] == stats[1]
+        assert f"Type: {kind}" in stats[0]
+        assert "Links: 2" in stats[0]
+    assert told(read_back(image)) == told((entry, b"") for entry, _ in tree_entries(str(tree)))
+
+
 ACL = "02000000 01000600ffffffff 02000400e8030000 04000400ffffffff 10000400ffffffff 20000400ffffffff"
 
 

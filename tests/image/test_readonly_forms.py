@@ -59,6 +59,23 @@ def test_the_image_holds_the_tree(form: str, tree: Path, tmp_path: Path, trees: 
     assert (found / "file").read_bytes() == (tree / "file").read_bytes()
 
 
+def test_links_and_pipes_with_several_names_are_one_thing_in_squashfs(tmp_path: Path) -> None:
+    (tree := tmp_path / "tree").mkdir()
+    os.symlink("x", tree / "link1")
+    os.mkfifo(tree / "pipe1")
+    for kind in ("link", "pipe"):
+        os.link(tree / f"{kind}1", tree / f"{kind}2", follow_symlinks=False)
+    make_readonly("squashfs", str(tree), str(tmp_path / "i"), None)
+    found = unpacked("squashfs", tmp_path / "i", tmp_path / "out")
+    assert {path.name: path.lstat().st_nlink for path in found.iterdir()} == dict.fromkeys(
+        ("link1", "link2", "pipe1", "pipe2"), 2
+    )
+    make_readonly("erofs", str(tree), str(tmp_path / "i"), None)
+    assert sorted(os.listdir(unpacked("erofs", tmp_path / "i", tmp_path / "out2"))) == sorted(
+        os.listdir(tree)
+    )
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_files_with_holes_at_any_place_come_out_as_they_went_in(form: str, tmp_path: Path) -> None:
     (tree := tmp_path / "tree").mkdir()

@@ -107,6 +107,28 @@ def test_hard_links_are_stored_once(rich_tree: Path) -> None:
     assert found["file"].linkname == "dir/same"
 
 
+def test_links_pipes_and_devices_with_several_names_are_one_thing_as_files_are(
+    tmp_path: Path,
+) -> None:
+    (tree := tmp_path / "tree").mkdir()
+    os.symlink("x", tree / "link1")
+    os.mkfifo(tree / "pipe1")
+    kinds = ["link", "pipe"]
+    if os.geteuid() == 0:
+        os.mknod(tree / "node1", 0o20666, os.makedev(1, 3))
+        kinds.append("node")
+    for kind in kinds:
+        os.link(tree / f"{kind}1", tree / f"{kind}2", follow_symlinks=False)
+    found = members(packed(tree))
+    assert all(found[f"{kind}2"].islnk() and found[f"{kind}2"].linkname == f"{kind}1" for kind in kinds)
+    (copy := tmp_path / "copy").mkdir()
+    with Root(str(copy)) as root:
+        apply(TreeSource(tree_entries(str(tree))), root, devices=True)
+    for kind in kinds:
+        assert os.path.samestat(os.lstat(copy / f"{kind}1"), os.lstat(copy / f"{kind}2"))
+    assert packed(copy) == packed(tree)
+
+
 def test_sockets_are_left_out(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))

@@ -68,7 +68,10 @@ _HELD: Final = 128  # directories that are open at once, however deep a tree is
 T = TypeVar("T")
 
 Files = Iterator[tuple[Entry, Content]]
-"""Entries, each with its content: of a file its descriptor, open until the next step."""
+"""Entries, each with its content: of a file its descriptor, open until the next step.
+
+Of a link, pipe or device that has more names it is a descriptor too, which says only that they may follow.
+"""
 
 
 def tree_entries(root: int | str, *, newest: int | None = None, only: Container[str] | None = None) -> Files:
@@ -478,11 +481,14 @@ class _Entries(_Walk[tuple[Entry, Content]]):
             yield from self._file(path, os.open(name, _OPEN, dir_fd=parent), status)
         else:
             entry = self._entry(path, kind, status)
+            if (first := self._first_name(path, status)) != path:
+                yield entry._replace(kind=HARDLINK, linkname=first), b""
+                return
             if kind == SYMLINK:
                 entry = entry._replace(linkname=os.readlink(name, dir_fd=parent))
             elif kind != FIFO:
                 entry = entry._replace(device=(os.major(status.st_rdev), os.minor(status.st_rdev)))
-            yield entry, b""
+            yield entry, parent if status.st_nlink > 1 else b""
 
     def _directory(self, path: str, descriptor: int, status: os.stat_result) -> Files:
         found = self._hold(descriptor)
@@ -508,11 +514,9 @@ class _Entries(_Walk[tuple[Entry, Content]]):
     def _file(self, path: str, descriptor: int, status: os.stat_result) -> Files:
         try:
             entry = self._owned(self._entry(path, FILE, status), descriptor)
-            if status.st_nlink > 1:
-                first = self._first_names.setdefault((status.st_dev, status.st_ino), path)
-                if first != path:
-                    yield entry._replace(kind=HARDLINK, linkname=first), b""
-                    return
+            if (first := self._first_name(path, status)) != path:
+                yield entry._replace(kind=HARDLINK, linkname=first), b""
+                return
             size = status.st_size
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise changed(path)
@@ -521,6 +525,12 @@ class _Entries(_Walk[tuple[Entry, Content]]):
             yield entry._replace(size=size, xattrs=xattrs, regions=regions), descriptor
         finally:
             os.close(descriptor)
+
+    def _first_name(self, path: str, status: os.stat_result) -> str:
+        """Return the name under which this came before: links, pipes and devices have several as files do."""
+        if status.st_nlink < 2:
+            return path
+        return self._first_names.setdefault((status.st_dev, status.st_ino), path)
 
     def _owned(self, entry: Entry, descriptor: int) -> Entry:
         """Return an entry with the owner, and the bits, that its file would have where all ids exist."""

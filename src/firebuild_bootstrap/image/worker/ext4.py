@@ -184,7 +184,8 @@ class Ext4Writer:
         self._closed = array("Q")
         # Blocks that lack their checksum: of maps, with the inode, and of attributes, with 0.
         self._unchecked = array("Q")
-        self._numbers: dict[str, int] = {}  # of files that may get another name
+        # Inode and type of what may get another name; directories do not.
+        self._numbers: dict[str, tuple[int, int]] = {}
         self._links: dict[int, int] = {}
         self._has_lost_and_found = options.internal
 
@@ -199,7 +200,7 @@ class Ext4Writer:
 
         Args:
             entry: the root first.
-            content: of a regular file.
+            content: of a regular file. A descriptor where there may be another name of what is no file.
 
         Raises:
             LayerError: ext4 can't hold it, it is not where the order of `tree_entries` has it, or the content
@@ -216,8 +217,7 @@ class Ext4Writer:
             self._has_lost_and_found = True
         name = self._name(path, base) if path else b""
         if kind == HARDLINK:
-            number = self._link(entry)
-            file_type = _TYPES[FILE][1]
+            number, file_type = self._link(entry)
         else:
             try:
                 mode, file_type = _TYPES[kind]
@@ -231,6 +231,8 @@ class Ext4Writer:
             if kind == FILE:
                 self._add_file(entry, content, mode | entry.mode, attributes)
             else:
+                if isinstance(content, int):
+                    self._numbers[path] = number, file_type
                 self._add_other(entry, mode | entry.mode, attributes)
         self._open[-1].entries += nodes.dirent(number, name, file_type)
 
@@ -283,8 +285,8 @@ class Ext4Writer:
         self._folders.write(folder.entries)
         self._closed.extend((folder.number, folder.parent, len(folder.entries)))
 
-    def _link(self, entry: Entry) -> int:
-        number = self._numbers.get(entry.linkname, 0)
+    def _link(self, entry: Entry) -> tuple[int, int]:
+        number, file_type = self._numbers.get(entry.linkname, (0, 0))
         if not number:
             raise LayerError(
                 f"/{entry.path} is another name of /{entry.linkname}, which was not there before"
@@ -296,7 +298,7 @@ class Ext4Writer:
                 "choose another form",
             )
         self._links[number] = links
-        return number
+        return number, file_type
 
     def _put_inode(self, data: bytes) -> None:
         self._next += 1
@@ -336,7 +338,7 @@ class Ext4Writer:
     def _add_file(self, entry: Entry, content: Content, mode: int, attributes: tuple[int, bytes]) -> None:
         size = entry.size
         if not isinstance(content, int) or os.fstat(content).st_nlink > 1:
-            self._numbers[entry.path] = self._next
+            self._numbers[entry.path] = self._next, _TYPES[FILE][1]
         count = -(-size // BLOCK_SIZE)
         further = 0
         if not size:

@@ -27,7 +27,7 @@ def image_entries(image: Ext4Image) -> Files:
         if kind is None:
             continue
         entry = Entry(path, kind, stat.S_IMODE(inode.mode), inode.uid, inode.gid, inode.mtime_ns)
-        if kind == FILE and first_names.setdefault(inode.number, path) != path:
+        if kind != DIRECTORY and first_names.setdefault(inode.number, path) != path:
             yield entry._replace(kind=HARDLINK, linkname=first_names[inode.number]), b""
         elif kind == FILE:
             content = FileContent(image, inode)
