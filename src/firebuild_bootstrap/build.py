@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from firebuild_bootstrap.context import BuildContext, open_named
 from firebuild_bootstrap.dockerfile.graph import ImageRef, Stage
+from firebuild_bootstrap.dockerfile.lint import shown
 from firebuild_bootstrap.errors import BuildTimeout, FirebuildError, InputError, Interrupted, MachineError
 from firebuild_bootstrap.events import (
     BuildStarted,
@@ -288,8 +289,8 @@ class _Build:
                 contexts[name] = cleanup.enter_context(named)
         # Whoever makes keys of files looks at all of them: once more would take as long as all the rest.
         resolved = resolve(request, contexts, self._home.bases, check=False)
-        for warning in resolved.warnings:
-            self._notice(str(warning))
+        for warning in shown(resolved.warnings):
+            self._notice(warning)
         for name in resolved.graph.unused_contexts:
             self._info(f"--build-context {name}: nothing that is built uses it")
         if has_caches(resolved.graph) and not keeps_caches(self._settings.machine):

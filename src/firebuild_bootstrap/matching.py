@@ -338,7 +338,7 @@ class IgnorePattern:
         keeps: it begins with `!`: what it covers is not ignored.
         text: the path or pattern, cleaned and without `/` in front.
         is_path: it holds no wildcard and covers the path `text` alone.
-        tokens: what to match with.
+        tokens: what to match with; none where it is a path, which is looked up.
     """
 
     keeps: bool
@@ -366,8 +366,10 @@ class IgnorePattern:
         text = posixpath.normpath(re.sub("/+", "/", text))
         if len(text) > 1:
             text = text.removeprefix("/")
+        if _SPECIAL.isdisjoint(text):
+            return cls(keeps, text, is_path=True, tokens=())
         tokens = tuple(_path_tokens(text, globstars=True))
-        return cls(keeps, text, _SPECIAL.isdisjoint(text), _plain_globstar(text) or tokens)
+        return cls(keeps, text, is_path=False, tokens=_plain_globstar(text) or tokens)
 
 
 def _plain_globstar(text: str) -> tuple[Token, ...] | None:

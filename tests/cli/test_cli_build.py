@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cli.conftest import Cli, nothing_is_left
 from firebuild_bootstrap.cli import given as given_module
 from firebuild_bootstrap.cli.app import app
+from firebuild_bootstrap.dockerfile.lint import MOST_SHOWN
 from firebuild_bootstrap.dockerfile.syntax import MOST_TEXT
 from firebuild_bootstrap.image.platforms import host_platform
 from support import serving_files
@@ -575,6 +576,19 @@ def test_check_says_what_is_probably_not_meant_and_builds_nothing(cli: Cli) -> N
     ]
     assert json.loads(cli("images", "list", "--json").out) == []
     assert nothing_is_left(cli)
+
+
+def test_of_many_warnings_the_first_are_shown_and_all_are_counted(cli: Cli) -> None:
+    labels = "".join(f"LABEL a{number} b\n" for number in range(MOST_SHOWN + 500))
+    Path("Dockerfile").write_text("FROM scratch\n" + labels)
+    *warnings, rest, count = cli("build", "--check", ".").out.splitlines()
+    assert len(warnings) == MOST_SHOWN
+    assert all("LegacyKeyValueFormat" in warning for warning in warnings)
+    assert rest == f"500 more warnings are not shown: there are {MOST_SHOWN + 500} in all"
+    assert count == f"check complete, {MOST_SHOWN + 500} warnings found"
+    done = cli("build", "--progress", "plain", ".")
+    assert (done.out + done.err).count("LegacyKeyValueFormat") == MOST_SHOWN
+    assert "500 more warnings are not shown" in done.out + done.err
 
 
 def test_check_shows_warnings_before_the_mistake(cli: Cli) -> None:

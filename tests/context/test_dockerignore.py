@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from context.finding import Find, error_of, paths, put
 from firebuild_bootstrap.context import BuildContext
-from firebuild_bootstrap.context.tree import IgnoreRules
+from firebuild_bootstrap.context.tree import MOST_WILD, IgnoreRules
 from firebuild_bootstrap.dockerfile.graph import Files
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers import tar
@@ -97,6 +97,29 @@ def test_an_ignore_file_that_would_block_or_never_end_is_an_error(root: Path, pl
         (root / ".dockerignore").symlink_to("/dev/zero")
     with pytest.raises(InputError, match="ignore file can't be read: it is not a regular file"):
         BuildContext(root)
+
+
+def test_patterns_with_wildcards_have_a_bound_and_paths_have_none() -> None:
+    wild = "".join(f"**/directory{number}/*.log\n" for number in range(MOST_WILD))
+    paths = "".join(f"some/directory{number}\n!some/directory{number}/kept\n" for number in range(100_000))
+    rules = IgnoreRules(wild + paths)
+    assert rules.ignores("a/directory7/x.log")
+    assert rules.ignores("some/directory99999")
+    assert rules.may_keep_below("some/directory99999")
+    assert not rules.may_keep_below("some/director")
+    assert not rules.ignores("some/directory99999/kept")
+    with pytest.raises(InputError) as caught:
+        IgnoreRules(f"# one more\n{wild}!*.txt\n")
+    assert str(caught.value).startswith(
+        f".dockerignore:{MOST_WILD + 2}: it has more than 10000 patterns with wildcards"
+    )
+
+
+def test_what_a_path_of_many_names_keeps_takes_no_memory_for_each_of_them() -> None:
+    path = "a/" * 1_000_000 + "kept"
+    rules = IgnoreRules(f"a\n!{path}")
+    assert rules.may_keep_below("a/a/a")
+    assert not rules.may_keep_below("a/b")
 
 
 def test_many_rules_that_cover_a_directory_cost_its_files_nothing() -> None:

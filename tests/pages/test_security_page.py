@@ -11,8 +11,8 @@ import pytest
 from firebuild_bootstrap import programs, runs, wire
 from firebuild_bootstrap.bootstrap_settings import BootstrapSettings
 from firebuild_bootstrap.cli import given
-from firebuild_bootstrap.context import FetchLimits, downloads
-from firebuild_bootstrap.dockerfile import expansion, stages, syntax
+from firebuild_bootstrap.context import FetchLimits, downloads, tree
+from firebuild_bootstrap.dockerfile import expansion, lint, stages, syntax
 from firebuild_bootstrap.guest import metadata
 from firebuild_bootstrap.image import oci
 from firebuild_bootstrap.image.worker import packages
@@ -78,12 +78,19 @@ LIMITS: Final = {
             ),
         ),
         "time": Held(
-            (stages._MOST_NESTED,),
+            (stages._MOST_NESTED, tree.MOST_WILD),
             (
+                "context/test_dockerignore.py::test_patterns_with_wildcards_have_a_bound_and_paths_have_none",
                 "dockerfile/test_stages.py::test_stages_need_one_another_in_a_row_of_a_bounded_length",
                 "dockerfile/test_parsing.py"
                 "::test_an_instruction_is_continued_over_many_lines_but_not_over_any_number",
             ),
+        ),
+    },
+    "warnings": {
+        "time": Held(
+            (lint.MOST_SHOWN,),
+            ("cli/test_cli_build.py::test_of_many_warnings_the_first_are_shown_and_all_are_counted",),
         ),
     },
     "what all its variables expand to, and what instructions have of those before them": {

@@ -640,11 +640,12 @@ def _check(request: BuildRequest, home: Home) -> None:
     Raises:
         InputError: a mistake.
     """
+    from firebuild_bootstrap.dockerfile.lint import shown
     from firebuild_bootstrap.resolving import check
 
     warnings, error = check(request, home.bases)
-    for warning in warnings:
-        click.echo(one_line(str(warning)))
+    for warning in shown(warnings):
+        click.echo(one_line(warning))
     if error is not None:
         raise error
     count = counted(len(warnings), "warning") if warnings else "no warnings"

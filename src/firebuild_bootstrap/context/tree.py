@@ -9,6 +9,7 @@ import io
 import os
 import posixpath
 import stat
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import field, replace
@@ -23,6 +24,8 @@ from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.matching import Automaton, BadPattern, IgnorePattern
 from firebuild_bootstrap.values import dataclass
 
+MOST_WILD: Final = 10_000
+"""Patterns with wildcards of one ignore file: each path is compared with all of them."""
 PATTERN: Final = "a backslash before a character takes it as it is: \\[, \\*, \\?"
 """The hint where a pattern is malformed."""
 
@@ -55,12 +58,13 @@ class IgnoreRules:
         name: what to call the file in messages.
 
     Raises:
-        InputError: a pattern is malformed; the location names its line.
+        InputError: a pattern is malformed, or there are too many; the location names its line.
     """
 
     def __init__(self, text: str = "", name: str = ".dockerignore") -> None:
         self.name = name
         self._rules: list[IgnorePattern] = []
+        wild = 0
         for line, pattern in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
             try:
                 rule = IgnorePattern.parse(pattern)
@@ -70,24 +74,32 @@ class IgnoreRules:
                     hint=PATTERN,
                     location=Location(name, line),
                 ) from error
-            if rule is not None:
-                self._rules.append(rule)
+            if rule is None:
+                continue
+            wild += not rule.is_path
+            if wild > MOST_WILD:
+                raise InputError(
+                    f"it has more than {MOST_WILD} patterns with wildcards",
+                    hint="every path is compared with all of them: name directories and files instead",
+                    location=Location(name, line),
+                )
+            self._rules.append(rule)
         # Most rules are plain paths: they are looked up. All others are matched at once.
         self._paths: defaultdict[str, list[int]] = defaultdict(list)
-        self._above_kept: set[str] = set()
-        wild: list[int] = []
+        with_wildcards: list[int] = []
         for number, rule in enumerate(self._rules):
             if not rule.is_path:
-                wild.append(number)
-                continue
-            self._paths[rule.text].append(number)
-            if rule.keeps:
-                self._above_kept.update(_directories(rule.text))
-        self._automaton = Automaton(self._rules[number].tokens for number in wild)
-        self._wild = dict(zip(self._automaton.end, wild, strict=True))
+                with_wildcards.append(number)
+            else:
+                self._paths[rule.text].append(number)
+        self._kept = sorted(rule.text for rule in self._rules if rule.is_path and rule.keeps)
+        self._automaton = Automaton(self._rules[number].tokens for number in with_wildcards)
+        self._wild = dict(zip(self._automaton.end, with_wildcards, strict=True))
         self._keeping = sum(
             (1 << end + 1) - (1 << begin)
-            for number, begin, end in zip(wild, self._automaton.begin, self._automaton.end, strict=True)
+            for number, begin, end in zip(
+                with_wildcards, self._automaton.begin, self._automaton.end, strict=True
+            )
             if self._rules[number].keeps
         )
         self._way = [_Step("", self._automaton.start, frozenset(), ignored=False)]
@@ -113,7 +125,11 @@ class IgnoreRules:
 
     def may_keep_below(self, path: str) -> bool:
         """Tell whether a `!` rule may keep something below the ignored directory `path`."""
-        return path in self._above_kept or bool(self._go(path).state & self._keeping)
+        below = f"{path}/"
+        first = bisect_left(self._kept, below)
+        if first < len(self._kept) and self._kept[first].startswith(below):
+            return True
+        return bool(self._go(path).state & self._keeping)
 
     def _go(self, path: str) -> _Step:
         """Return what is known about `path`; it and its directories become the way to start from next."""
@@ -181,11 +197,6 @@ def only(pattern: str) -> IgnoreRules:
         InputError: the pattern is malformed.
     """
     return IgnoreRules(f"**\n!{pattern}" if pattern else "", "--parents")
-
-
-def _directories(path: str) -> Iterator[str]:
-    while path := path.rpartition("/")[0]:
-        yield path
 
 
 def _read(path: Path) -> str:

@@ -11,7 +11,7 @@ import dataclasses
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import field
 from typing import Final
 
@@ -21,6 +21,8 @@ from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.sizes import parse_bool
 from firebuild_bootstrap.values import dataclass
 
+MOST_SHOWN: Final = 1000
+"""Warnings that are shown of one Dockerfile; of more only the number is."""
 _SECRET: Final = re.compile(
     "(?:_|^)(?:apikey|auth|credentials?|key|password|pword|passwd|secret|token)(?:_|$)", re.IGNORECASE
 )
@@ -74,6 +76,13 @@ class Options:
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(name.strip() for name in text.split(",") if name.strip())
+
+
+def shown(warnings: Sequence[Diagnostic]) -> Iterator[str]:
+    """Yield what to show of warnings: each of them, or the first ones and how many there are besides."""
+    yield from map(str, warnings[:MOST_SHOWN])
+    if (rest := len(warnings) - MOST_SHOWN) > 0:
+        yield f"{rest} more warnings are not shown: there are {len(warnings)} in all"
 
 
 @dataclasses.dataclass
