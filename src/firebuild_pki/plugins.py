@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -292,11 +292,14 @@ _module_manager = lru_cache(maxsize=16)(_manager)
 def _loading(entry: EntryPoint, what: str, hint: str | None = None) -> Iterator[None]:
     """Turn whatever a plugin's code raises into an error that names its distribution.
 
+    What it prints goes to standard error: standard output may carry JSON.
+
     Raises:
         ProviderLoadError: for anything but a KeyboardInterrupt, which is the user's.
     """
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     except KeyboardInterrupt:
         raise
     except ProviderLoadError as error:

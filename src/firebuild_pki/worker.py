@@ -80,6 +80,11 @@ class _Job(Generic[ResultT]):
         return self._result
 
 
+class _Thread(threading.Thread):
+    runs_foreign_code = True
+    """Whoever owns standard output may keep what is printed here apart from it."""
+
+
 class Worker:
     """A thread that makes calls one after the other.
 
@@ -99,7 +104,7 @@ class Worker:
         self._wanted, self._ended = _Wakeup(), _Wakeup()
         self._late: tuple[str, _Job[Any]] | None = None
         self._finished = False
-        self._thread = threading.Thread(
+        self._thread = _Thread(
             target=_work, args=(self._jobs, self._wanted, self._ended), name=name, daemon=True
         )
 

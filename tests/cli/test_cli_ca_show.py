@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from cli.conftest import Cli
-from cli.plugins import install_moody
+from cli.plugins import TALKING, install_moody
 from pki import conftest
 from pki.conftest import Install
+from support import Firebuild
 
 install = conftest.install
 
@@ -127,3 +131,45 @@ def test_vault_setup_with_a_configuration_wants_it_whole(cli: Cli) -> None:
     assert "ca.vault.address: this setting is required" in done.err
     done = cli("ca", "vault-setup", "--print", "--address", "http://vault.example", status=2)
     assert "expected https, found plain http" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("ca", "providers", "--json"), ("import", "hook")),
+        (("ca", "check", "--ca", "talking", "--json"), ("import", "hook", "open", "sign")),
+        (("config", "show"), ("import", "hook")),
+        (("doctor", "--json"), ("import", "hook", "open", "sign")),
+        (
+            ("build", "-q", "--no-cache", "--ca", "talking", "-o", "tar,dest=-", "."),
+            ("import", "hook", "open", "sign"),
+        ),
+    ],
+)
+@pytest.mark.needs("userns", "busybox")
+def test_what_a_plugin_prints_goes_to_standard_error(
+    arguments: tuple[str, ...], said: tuple[str, ...], install: Install, tmp_path: Path
+) -> None:
+    site = install("acme-talking", TALKING, name="talking", module="acme_talking")
+    firebuild = Firebuild(tmp_path / "home")
+    environ = {**firebuild.environ, "PYTHONPATH": str(site), "FIREBUILD_CA__PROVIDER": "talking"}
+    root = tmp_path / "root"
+    (root / "bin").mkdir(parents=True)
+    (root / "bin/sh").write_bytes(Path("/bin/busybox").read_bytes())
+    (root / "bin/sh").chmod(0o755)
+    firebuild("base", "import", "tiny", str(root))
+    (root / "Dockerfile").write_text("FROM tiny\nRUN echo made > /made\n")
+    done = subprocess.run(
+        [firebuild.program, *arguments], env=environ, cwd=root, capture_output=True, timeout=100, check=False
+    )
+    if "build" in arguments:
+        with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+            assert "made" in archive.getnames()
+    elif "show" in arguments:
+        assert done.stdout.startswith(b"#") or b"provider: talking" in done.stdout
+    else:
+        json.loads(done.stdout)
+    for way in ("print", "buffer", "descriptor", "program"):
+        assert f"{way} {said[0]}\n".encode() not in done.stdout
+        for when in said:
+            assert f"{way} {when}\n".encode() in done.stderr

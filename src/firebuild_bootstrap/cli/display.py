@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +27,7 @@ _VARIABLE: Final = "BUILDKIT_PROGRESS"
 def window_size() -> tuple[int, int]:
     """Return the rows and columns of the terminal on standard output; zeros where there is none."""
     with suppress(OSError):
-        size = os.get_terminal_size(1)
+        size = os.get_terminal_size(sys.stdout.fileno())
         return size.lines, size.columns
     return 0, 0
 

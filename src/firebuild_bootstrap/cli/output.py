@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -55,20 +56,43 @@ class _Guarded(io.FileIO):
         return OutputError(f"standard output can't be written: {error.strerror}", reader_gone=gone)
 
 
+class _Stdout(io.TextIOWrapper):
+    """Standard output for our own code: what a provider prints in its thread goes to standard error."""
+
+    def write(self, text: str, /) -> int:
+        if _is_foreign():
+            return 0 if sys.stderr is None else sys.stderr.write(text)
+        return super().write(text)
+
+    @property
+    def buffer(self) -> Any:
+        return sys.stderr.buffer if _is_foreign() and sys.stderr is not None else super().buffer
+
+
+def _is_foreign() -> bool:
+    return getattr(threading.current_thread(), "runs_foreign_code", False)
+
+
 @contextmanager
 def guarded_stdout() -> Iterator[None]:
     """Let `sys.stdout` raise `OutputError` where it can't be written, and write all of it in time.
 
     Python alone would find out at exit, too late to handle it, and click takes a broken pipe for a
     failed command. Where the caller has closed it, all is done before that is an error.
+
+    In the block descriptor 1 is standard error: a library of a plugin, or a program that it starts, may write
+    there, and standard output may carry JSON or an image.
     """
     _open_standard_descriptors()
-    raw = _Guarded(_STDOUT, "wb", closefd=False)
-    before = sys.stdout
+    out = fcntl.fcntl(_STDOUT, fcntl.F_DUPFD_CLOEXEC, _STDERR + 1)
+    os.dup2(_STDERR, _STDOUT)
+    raw = _Guarded(out, "wb", closefd=False)
+    before, original = sys.stdout, sys.__stdout__
     encoding, errors = (before.encoding, before.errors) if before else ("utf-8", "surrogateescape")
-    sys.stdout = io.TextIOWrapper(
+    sys.stdout = _Stdout(
         io.BufferedWriter(raw), encoding=encoding, errors=errors, line_buffering=raw.isatty()
     )
+    sys.__stdout__ = sys.stdout  # type: ignore[misc]  # shutil asks it for the width of the terminal
     try:
         yield
         sys.stdout.flush()
@@ -76,7 +100,8 @@ def guarded_stdout() -> Iterator[None]:
             raise raw.lost
     finally:
         raw.closing = True
-        sys.stdout = before
+        sys.stdout, sys.__stdout__ = before, original  # type: ignore[misc]
+        os.dup2(out, _STDOUT)
 
 
 class _GuardedStderr(_Guarded):
@@ -107,7 +132,7 @@ def stdout_to_show() -> TextIO | None:
 
     None where the caller has closed it, who wants to see nothing.
     """
-    flags = fcntl.fcntl(_STDOUT, fcntl.F_GETFL)
+    flags = fcntl.fcntl(sys.stdout.fileno(), fcntl.F_GETFL)
     return None if flags & os.O_ACCMODE == os.O_RDONLY else sys.stdout
 
 

@@ -101,7 +101,8 @@ class Background:
             return
         self._writer.started(command)
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 2)  # who waits for its end must not wait for ours
+        for descriptor in (1, 2):  # who waits for their end must not wait for ours
+            os.dup2(null, descriptor)
         os.close(null)
         with suppress(BrokenPipeError):
             os.write(self._answer, f"{self._writer.record.id}\n".encode())
