@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -162,6 +164,29 @@ def test_a_device_is_never_replaced_by_a_file(here: Cli) -> None:
             here, "build", option, "/dev/null", "."
         )
     assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize(
+    "arguments", ["build -o tar,dest=out .", "build --iidfile out .", "save tiny -o out"]
+)
+def test_a_link_to_an_open_file_as_dev_stdout_is_one_is_never_replaced(
+    arguments: str, here: Cli, tmp_path: Path
+) -> None:
+    here("build", "-q", "-t", "tiny", ".")
+    Path("out").symlink_to("/proc/self/fd/1")
+    with open("redirected", "wb") as file:
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("firebuild")), *arguments.split()],
+            env={**os.environ, "FIREBUILD_HOME": str(here.home)},
+            stdout=file,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert "out can't be written: it is a link to an open file\n  hint: name the file itself; " in done.stderr
+    assert os.readlink("out") == "/proc/self/fd/1"
+    assert not Path("redirected").stat().st_size
 
 
 def test_a_disk_that_fails_is_not_the_user_s_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

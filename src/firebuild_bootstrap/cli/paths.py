@@ -33,15 +33,7 @@ def check_writable(path: Path, what: str = "") -> None:
         raise _unwritable(what, path, f"{parent} is not a directory", "make it first") from error
     except OSError as error:
         raise _unwritable(what, path, error.strerror) from error
-    try:
-        in_the_way = os.stat(path).st_mode
-    except FileNotFoundError:
-        in_the_way = 0
-    except OSError as error:
-        raise _unwritable(what, path, error.strerror) from error
-    # As root, a file would take the place of /dev/null.
-    if in_the_way and not stat.S_ISREG(in_the_way) and not stat.S_ISDIR(in_the_way):
-        raise _unwritable(what, path, "it is not a regular file", "name a file that may be replaced")
+    _check_replaced(path, what)
     if not os.access(parent, os.W_OK | os.X_OK):
         raise _unwritable(what, path, f"no right to write in {parent}", "name a file in a directory of yours")
     try:
@@ -50,6 +42,21 @@ def check_writable(path: Path, what: str = "") -> None:
         os.unlink(trial)
     except OSError as error:
         raise _unwritable(what, path, error.strerror) from error
+
+
+def _check_replaced(path: Path, what: str) -> None:
+    """Refuse to put a file in the place of something else: as root, in that of /dev/null or /dev/stdout."""
+    try:
+        in_the_way = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unwritable(what, path, error.strerror) from error
+    if path.is_symlink() and os.readlink(path).startswith("/proc/"):
+        hint = "name the file itself; an image goes to standard output by dest=-"
+        raise _unwritable(what, path, "it is a link to an open file", hint)
+    if not stat.S_ISREG(in_the_way) and not stat.S_ISDIR(in_the_way):
+        raise _unwritable(what, path, "it is not a regular file", "name a file that may be replaced")
 
 
 def check_can_be_made(directory: Path, what: str = "") -> None:
