@@ -29,7 +29,7 @@ from firebuild_bootstrap.machine.firecracker.checks import check_kernel
 from firebuild_bootstrap.machine.qemu.kernel import modules_for, release_in
 from firebuild_bootstrap.running import RunRequest, command_of, stop_signal
 from firebuild_pki.display import counted
-from firebuild_pki.homes import absolute
+from firebuild_pki.homes import absolute, open_file
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.home import Home
@@ -164,7 +164,8 @@ def read_kernel(path: Path, machine: str, setting: str) -> bytes:
         InputError: it can't be read, or is of another form.
     """
     try:
-        data = path.read_bytes()
+        with open_file(path) as file:
+            data = file.read()
     except OSError as error:
         raise InputError(f"{setting}: {path} can't be read: {error.strerror}") from error
     if machine == "aarch64" or data[_MAGIC_AT : _MAGIC_AT + 4] != _MAGIC:

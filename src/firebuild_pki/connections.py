@@ -33,7 +33,7 @@ from urllib3.exceptions import HTTPError, LocationParseError, ProxyError
 
 from firebuild_pki.display import one_line
 from firebuild_pki.errors import CAError, causes
-from firebuild_pki.homes import read_small
+from firebuild_pki.homes import open_file, read_small
 
 _CUT = "unexpected eof while reading"
 _MOST_ANCHORS: Final = 16 << 20
@@ -137,9 +137,10 @@ def load_pair(
 
     setting, path = settings[0], certificate
     try:
-        os.stat(path)
+        open_file(path).close()  # OpenSSL would wait for a pipe, and read a device without end
         setting, path = settings[1], key
-        mode = os.stat(path).st_mode
+        with open_file(path) as file:
+            mode = os.fstat(file.fileno()).st_mode
         if mode & (stat.S_IROTH | stat.S_IWOTH):
             raise CAError(
                 f"{setting} {one_line(key)} is open to every user (mode {stat.S_IMODE(mode):04o})",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import inspect
 import os
 import re
@@ -30,6 +31,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from firebuild_pki.display import one_line
 from firebuild_pki.errors import SecretError
+from firebuild_pki.homes import read_small
 from firebuild_pki.positions import kind_of
 
 
@@ -220,21 +222,20 @@ class SecretRef(Settings):
 
     def _read(self, where: str) -> str:
         try:
-            with open(os.path.expanduser(str(self.file)), "rb") as file:
-                data = file.read(_MAX_SECRET + 1)
+            data = read_small(os.path.expanduser(str(self.file)), _MAX_SECRET)
             text = data.decode("utf-8-sig")  # with the mark that editors of Windows put in front
         except OSError as error:
+            if error.errno == errno.EFBIG:
+                raise SecretError(
+                    f"expected a secret in {where}, but it has more than {_MAX_SECRET} bytes",
+                    hint="write the secret alone into it, as text",
+                ) from error
             raise SecretError(
                 f"cannot read a secret from {where}: {error.strerror}",
                 hint="let this user read it, or refer to a variable: {env: NAME}",
             ) from error
         except UnicodeDecodeError:
             raise _not_text(where) from None
-        if len(data) > _MAX_SECRET:
-            raise SecretError(
-                f"expected a secret in {where}, but it has more than {_MAX_SECRET} bytes",
-                hint="write the secret alone into it, as text",
-            )
         return text.removesuffix("\n").removesuffix("\r")
 
 

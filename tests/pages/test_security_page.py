@@ -25,7 +25,8 @@ from firebuild_bootstrap.registry.settings import RegistriesSettings
 from firebuild_bootstrap.sandbox import bwrap
 from firebuild_bootstrap.service import reporting, server
 from firebuild_bootstrap.service.limits import Limits
-from firebuild_pki import CASettings, chain, crossing, display, names, pem_files, yaml_reader
+from firebuild_pki import CASettings, chain, crossing, display, homes, names, pem_files, yaml_reader
+from firebuild_pki import settings as ca_settings
 from firebuild_pki.http import HTTPClient
 from firebuild_pki.providers.vault import transport as vault
 from support import REPO
@@ -385,6 +386,14 @@ LIMITS: Final = {
                 "pki/test_pki_requests.py::test_a_request_that_asks_for_more_than_its_names_is_refused",
                 "pki/test_pki_names.py::test_names_are_bounded_and_each_is_there_once",
             ),
+        ),
+    },
+    "a secret in a file, or in a pipe in its place": {
+        "memory": Held(
+            (ca_settings._MAX_SECRET,), ("pki/test_pki_homes.py::test_a_device_or_a_directory_is_no_secret",)
+        ),
+        "time": Held(
+            (homes.PATIENCE,), ("pki/test_pki_homes.py::test_a_pipe_is_read_to_its_end_within_a_bound",)
         ),
     },
     "its size": {

@@ -340,7 +340,7 @@ def test_odd_sections_are_nothing(tmp_path: Path) -> None:
         found({"HOME": "/none", "REGISTRY_AUTH_FILE": str(tmp_path / "auth.json")})
     with open(tmp_path / "auth.json", "wb") as file:
         file.truncate((1 << 20) + 1)
-    with pytest.raises(InputError, match="can't be read for credentials: more than 1048576 bytes"):
+    with pytest.raises(InputError, match="can't be read for credentials: it has more than 1048576 bytes"):
         found({"HOME": "/none", "REGISTRY_AUTH_FILE": str(tmp_path / "auth.json")})
     with pytest.raises(InputError, match="can't be read for credentials: Is a directory"):
         found({"HOME": "/none", "REGISTRY_AUTH_FILE": str(tmp_path)})

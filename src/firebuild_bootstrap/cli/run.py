@@ -402,7 +402,7 @@ def _read_keys(given: Sequence[str]) -> dict[str, str]:
         user, equals, name = text.partition("=")
         user, path = (user, Path(name)) if equals else ("root", Path(text))
         try:
-            keys = read_small(path, _MAX_KEYS).decode()
+            keys = read_small(path, _MAX_KEYS, patience=None).decode()
             if "PRIVATE KEY" in keys:
                 raise InputError(f"--ssh-key {path}: this is a private key", hint=f"give {path}.pub")
             parse_keys(user, keys)

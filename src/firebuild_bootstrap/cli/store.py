@@ -133,7 +133,7 @@ def _read_config(path: Path | None) -> ImageConfig | None:
         return None
     where = Location(str(path))
     try:
-        document = json.loads(read_small(path, MAX_DOCUMENT).decode())
+        document = json.loads(read_small(path, MAX_DOCUMENT, patience=None).decode())
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}") from error
     except RecursionError as error:

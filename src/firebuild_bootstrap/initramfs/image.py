@@ -30,6 +30,7 @@ from firebuild_bootstrap.initramfs.modules import ModuleSet, read_modules
 from firebuild_bootstrap.initramfs.runtime import PythonRuntime, compile_sources, find_python
 from firebuild_bootstrap.programs import LimitExceeded, run_program
 from firebuild_bootstrap.values import dataclass
+from firebuild_pki.homes import open_file
 
 MACHINES: Final = ("x86_64", "aarch64")
 _LAYOUT: Final = 1  # raised when the same inputs give another archive
@@ -155,7 +156,8 @@ def _modules(sets: Sequence[ModuleSet]) -> Iterator[cpio.Entry]:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with open_file(path) as file:
+            return file.read()
     except OSError as error:
         raise MachineError(f"{path} can't be read: {error.strerror}") from error
 

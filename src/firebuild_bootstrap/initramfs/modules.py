@@ -11,7 +11,7 @@ from firebuild_bootstrap.initramfs.libraries import ElfError, read_modinfo
 from firebuild_bootstrap.layers.compression import decompress
 from firebuild_bootstrap.layers.reader import DamagedArchive
 from firebuild_bootstrap.values import dataclass
-from firebuild_pki.homes import absolute
+from firebuild_pki.homes import absolute, open_file
 
 # One of the two buses is enough; the file systems may be compiled in; the last feeds the random numbers.
 _NEEDED: Final = ("virtio_blk", "virtio_net")
@@ -152,7 +152,8 @@ def _wishes(facts: Mapping[str, list[str]]) -> Iterator[str]:
 
 def _read(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        with open_file(path) as file:
+            data = file.read()
         return data if path.suffix == ".ko" else decompress(data)
     except OSError as error:
         raise InputError(

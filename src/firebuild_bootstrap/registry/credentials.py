@@ -25,6 +25,7 @@ from firebuild_bootstrap.registry.settings import RegistrySettings
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki import SecretError
 from firebuild_pki.display import one_line
+from firebuild_pki.homes import read_small
 
 HUB: Final = "docker.io"
 OLD_HUB: Final = "index.docker.io"
@@ -123,13 +124,7 @@ def _documents(environ: Mapping[str, str]) -> Iterator[tuple[str, Mapping[str, A
         )
     for path in _paths(environ):
         try:
-            with open(path, "rb") as file:
-                data = file.read(_MAX_FILE + 1)
-            if len(data) > _MAX_FILE:
-                raise InputError(
-                    f"{one_line(path)} can't be read for credentials: more than {_MAX_FILE} bytes"
-                )
-            text = data.decode()
+            text = read_small(path, _MAX_FILE).decode()
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, UnicodeDecodeError) as error:

@@ -11,7 +11,7 @@ from typing import Final
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.programs import LimitExceeded, run_program
 from firebuild_pki.display import counted
-from firebuild_pki.homes import absolute
+from firebuild_pki.homes import absolute, open_file
 
 # The V2 of the metadata service and today's form of the API came with it.
 OLDEST: Final = (1, 0)
@@ -101,7 +101,7 @@ def check_kernel(
         )
     path = absolute(name)
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             head = file.read(1024)
     except OSError as error:
         raise InputError(

@@ -12,7 +12,7 @@ from typing import Final
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.initramfs.modules import module_directories
 from firebuild_bootstrap.values import dataclass
-from firebuild_pki.homes import absolute
+from firebuild_pki.homes import absolute, open_file
 
 _HOW: Final = (
     "on Debian: `apt-get download` the linux-image package that `apt-cache depends "
@@ -68,7 +68,7 @@ def read_release(image: Path) -> str:
         InputError: it can't be read, or is not a kernel for x86-64.
     """
     try:
-        with open(image, "rb") as file:
+        with open_file(image) as file:
             head = file.read(_HEADER_BYTES)
             if head[:4] == b"\x7fELF":
                 return _release_of_vmlinux(image, head, file.fileno())
