@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import timedelta
 from enum import StrEnum
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
+from firebuild_bootstrap import __version__
 from firebuild_bootstrap.errors import FirebuildError
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.outputs import PROGRAMS_PATH
@@ -133,7 +133,7 @@ def _system() -> str:
     processors = len(os.sched_getaffinity(0))
     return (
         f"{name}, Linux {platform.release()} on {platform.machine()}, Python {platform.python_version()}, "
-        f"firebuild {metadata.version('firebuild')}; "
+        f"firebuild {__version__}; "
         f"{counted(processors, 'processor')}, {human_size(memory)} of memory"
     )
 

@@ -13,9 +13,9 @@ import platform
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
+from firebuild_bootstrap import __version__
 from firebuild_bootstrap.dockerfile.graph import (
     BindMount,
     ContextRef,
@@ -93,7 +93,7 @@ def predicate(request: BuildRequest, resolved: Resolved, course: Course) -> dict
         "runDetails": {
             "builder": {
                 "id": request.attestations.builder_id or BUILDER,
-                "version": {"firebuild": version("firebuild"), "python": platform.python_version()},
+                "version": {"firebuild": __version__, "python": platform.python_version()},
             },
             "metadata": {
                 "invocationId": course.build_id,

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from firebuild_bootstrap import __version__
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.attestations import has_provenance, keep_provenance, reuse_documents
@@ -73,7 +73,7 @@ def store(
         also_tagged=tuple(map(str, request.also_tagged)),
         build_id=origin.build_id,
         created=_newest(history, request, resolved),
-        firebuild_version=version("firebuild"),
+        firebuild_version=__version__,
         base=resolved.reference,
         base_digest=resolved.base.digest if resolved.base else "",
         ca_provider=origin.ca_provider,

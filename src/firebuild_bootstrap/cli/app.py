@@ -11,6 +11,7 @@ import sys
 
 import click
 
+from firebuild_bootstrap import __version__
 from firebuild_bootstrap.cli.accounting import provenance, sbom
 from firebuild_bootstrap.cli.ca import ca, plugin
 from firebuild_bootstrap.cli.completion import completion
@@ -36,7 +37,7 @@ from firebuild_bootstrap.guest.kernel import hide_memory
     epilog="Exit status: 0 success, 1 a step failed, 2 bad input, 3 certificate authority, 4 guest lost, 5"
     " timeout, 6 machine, 7 the image is not ready, 70 internal error, 74 standard output, 130 interrupted.",
 )
-@click.version_option(package_name="firebuild", message="%(prog)s %(version)s")
+@click.version_option(__version__, message="%(prog)s %(version)s")
 def app() -> None:
     """Build root file systems for Firecracker microVMs from Dockerfiles, over mutual TLS."""
 

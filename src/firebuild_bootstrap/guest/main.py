@@ -8,8 +8,9 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from firebuild_bootstrap import __version__
 from firebuild_bootstrap.locales import ensure_utf8
 
 from .errors import GuestError, complain
@@ -85,20 +86,6 @@ def _run(parsed: argparse.Namespace, launcher: Launcher | None = None) -> int:
     return 0
 
 
-class _Version(argparse.Action):
-    """Prints the version; looked up only then, because that costs more than everything else here."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            number = version("firebuild")
-        except PackageNotFoundError:  # a trimmed image without the package's metadata
-            number = "(unknown version)"
-        print(f"vminit {number}")
-        parser.exit()
-
-
 def _flags(parsed: argparse.Namespace) -> dict[str, str]:
     """Return what a service passes on to vminit, defaults included."""
     files = ("environment_file", "hostname_file", "hosts_file", "runner_file")
@@ -124,7 +111,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Prepares the machine it runs in from the metadata service: executes a build "
         "(bootstrap) or applies names, keys and variables (configure). Without a mode the metadata decide.",
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.add_argument(
+        "--version", action="version", version=f"vminit {__version__}", help="show the version and exit"
+    )
     parser.add_argument(
         "mode",
         nargs="?",

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from firebuild_bootstrap import __version__
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.attestations import reuse_documents
@@ -111,8 +112,6 @@ class Intake:
             InputError: the image is not what it says, a layer is damaged, or unpacks to too much.
             MachineError: a blob is not there, or the store can't be written.
         """
-        from importlib.metadata import version  # slow to import, and lists of images do without
-
         check_image(manifest, document, self._platform)
         source = ImageSource(
             replace(manifest.descriptor, digest=self._blobs.add(manifest.data)),
@@ -134,7 +133,7 @@ class Intake:
             also_tagged=tuple(map(str, others)),
             build_id="",
             created=document.created or datetime.now(UTC).isoformat(timespec="seconds"),
-            firebuild_version=version("firebuild"),
+            firebuild_version=__version__,
             config=document.config,
             layers=tuple(layers),
             layer_store=self._layers.root.name if layers else "",

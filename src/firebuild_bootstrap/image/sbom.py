@@ -9,11 +9,11 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from packageurl import PackageURL
 
+from firebuild_bootstrap import __version__
 from firebuild_bootstrap.image.attestations import package_url
 
 if TYPE_CHECKING:
@@ -68,9 +68,7 @@ def document(identity: str, name: str, purl: str, created: str, found: Mapping[s
         "version": 1,
         "metadata": {
             **_time(created),
-            "tools": {
-                "components": [{"type": "application", "name": "firebuild", "version": version("firebuild")}]
-            },
+            "tools": {"components": [{"type": "application", "name": "firebuild", "version": __version__}]},
             "component": {
                 "type": "container",
                 "bom-ref": "image",
