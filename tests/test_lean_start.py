@@ -75,6 +75,22 @@ def test_a_start_imports_only_what_it_needs(
     assert not unwanted & imported_by(tmp_path, module, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "needed"),
+    [
+        (("--version",), {"completion"}),
+        (("build", "--help"), {"completion", "rootfs"}),
+        (("ps",), {"completion", "runs"}),
+    ],
+)
+def test_a_command_imports_none_of_the_others(
+    tmp_path: Path, arguments: tuple[str, ...], needed: set[str]
+) -> None:
+    imported = imported_by(tmp_path, "firebuild_bootstrap.cli.app", *arguments)
+    commands = {"ca", "completion", "config", "doctor", "images", "initramfs", "rootfs", "run", "runs"}
+    assert {name for name in commands if f"firebuild_bootstrap.cli.{name}" in imported} == needed
+
+
 @pytest.mark.parametrize("line", ["images rm --config FILE ", "base rm ", "build --machine "])
 def test_a_tab_imports_no_models_of_settings(tmp_path: Path, line: str) -> None:
     config = tmp_path / "config.yaml"

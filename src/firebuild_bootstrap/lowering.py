@@ -409,6 +409,8 @@ def _missing(
 
 @dataclasses.dataclass
 class _Lowering:
+    """A RUN that is lowered, and what its mounts need."""
+
     run: Run
     number: int
     trees: Trees

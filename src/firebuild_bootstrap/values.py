@@ -52,6 +52,8 @@ def dataclass(
 
 def _frozen(cls: type[_T], *, kw_only: bool, slots: bool) -> type[_T]:
     own = {name for name, value in vars(cls).items() if value is not None}  # `__eq__` makes `__hash__` None
+    # Where a class has none, `dataclasses` writes it with `inspect`, which takes longer than all the rest.
+    cls.__doc__ = cls.__doc__ or cls.__qualname__
     made = dataclasses.dataclass(init=False, repr=False, eq=False, kw_only=kw_only, slots=slots)(cls)
     fields = dataclasses.fields(made)  # type: ignore[arg-type]
     compared = [one.name for one in fields if one.compare]

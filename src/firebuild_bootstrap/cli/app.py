@@ -8,31 +8,54 @@ import os
 import resource
 import signal
 import sys
+from collections import UserDict
+from importlib import import_module
+from typing import Any, Final
 
 import click
 
 from firebuild_bootstrap import __version__
-from firebuild_bootstrap.cli.accounting import provenance, sbom
-from firebuild_bootstrap.cli.ca import ca, plugin
-from firebuild_bootstrap.cli.completion import completion
-from firebuild_bootstrap.cli.config import config
+from firebuild_bootstrap.cli import completion  # noqa: F401 - shells ask click, which knows them from there
 from firebuild_bootstrap.cli.docker import Commands
-from firebuild_bootstrap.cli.doctor import doctor
 from firebuild_bootstrap.cli.examples import add_examples
 from firebuild_bootstrap.cli.failure import SIGNALS, Interrupts, report
-from firebuild_bootstrap.cli.images import du, images, store
-from firebuild_bootstrap.cli.initramfs import initramfs
 from firebuild_bootstrap.cli.output import guarded_stdout
-from firebuild_bootstrap.cli.rootfs import build, rootfs
-from firebuild_bootstrap.cli.run import run
-from firebuild_bootstrap.cli.runs import logs, ps, rm, stop, wait
-from firebuild_bootstrap.cli.store import base, cache, rm_tree
 from firebuild_bootstrap.errors import Interrupted
 from firebuild_bootstrap.guest.kernel import hide_memory
+
+_MODULES: Final = {
+    **dict.fromkeys(("build", "rootfs"), "rootfs"),
+    "run": "run",
+    **dict.fromkeys(("ps", "logs", "stop", "wait", "rm"), "runs"),
+    **dict.fromkeys(("base", "cache", "rm-tree"), "store"),
+    **dict.fromkeys(("images", "du", "store"), "images"),
+    "config": "config",
+    **dict.fromkeys(("ca", "plugin"), "ca"),
+    "initramfs": "initramfs",
+    "doctor": "doctor",
+    "completion": "completion",
+}
+"""The module of this package that a command is in, as a variable of its name."""
+
+
+class _OnDemand(UserDict[str, Any]):
+    """Commands by their names, at first their modules: a command is imported when somebody looks it up.
+
+    Importing all takes longer than most commands, and who runs one needs none of the others.
+    """
+
+    def __getitem__(self, name: str) -> click.Command:
+        if isinstance(self.data[name], str):
+            module = import_module(f"firebuild_bootstrap.cli.{self.data[name]}")
+            self.data[name] = getattr(module, name.replace("-", "_"))
+            add_examples(self.data[name], name)
+        command: click.Command = self.data[name]
+        return command
 
 
 @click.group(
     cls=Commands,
+    commands=_OnDemand(_MODULES),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit status: 0 success, 1 a step failed, 2 bad input, 3 certificate authority, 4 guest lost, 5"
     " timeout, 6 machine, 7 the image is not ready, 70 internal error, 74 standard output, 130 interrupted.",
@@ -40,34 +63,6 @@ from firebuild_bootstrap.guest.kernel import hide_memory
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def app() -> None:
     """Build root file systems for Firecracker microVMs from Dockerfiles, over mutual TLS."""
-
-
-for command in (
-    build,
-    rootfs,
-    run,
-    ps,
-    logs,
-    stop,
-    wait,
-    rm,
-    base,
-    images,
-    cache,
-    du,
-    store,
-    rm_tree,
-    config,
-    ca,
-    plugin,
-    initramfs,
-    doctor,
-    completion,
-):
-    app.add_command(command)
-for command in (provenance, sbom):
-    images.add_command(command)
-add_examples(app)
 
 
 # The events tell it all; without a handler, Python would print every warning a second time.

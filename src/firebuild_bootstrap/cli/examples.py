@@ -102,11 +102,17 @@ SUMMARIES: Final[Mapping[str, str]] = {
 """What the list of commands says where the first sentence of the help is too long for a line of it."""
 
 
-def commands_of(program: click.Group) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Walk all commands that are not hidden, in the order of their names; one with two names comes once.
+def commands_of(
+    command: click.Command, words: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Walk a command and all below it that are not hidden, by their names; one with two names comes once.
+
+    Args:
+        command: the program, or one of its commands.
+        words: those after the program's name that lead to `command`.
 
     Yields:
-        the words after the program's name, and the command; groups before what is in them.
+        the words of a command, and the command; groups before what is in them.
     """
     seen = set[click.Command]()
 
@@ -120,13 +126,18 @@ def commands_of(program: click.Group) -> Iterator[tuple[tuple[str, ...], click.C
         for name, below in sorted(command.commands.items()) if isinstance(command, click.Group) else ():
             yield from walk(below, (*words, name))
 
-    return walk(program, ())
+    return walk(command, words)
 
 
-def add_examples(program: click.Group) -> None:
-    """Have the help of each command end with its examples, and give each a summary that fits into a list."""
-    for words, command in commands_of(program):
-        command.short_help = SUMMARIES.get(" ".join(words), command.short_help)
+def add_examples(command: click.Command, name: str) -> None:
+    """Have the help of a command, or of each in a group, end with its examples; give it a summary for lists.
+
+    Args:
+        command: one of the program's.
+        name: of the command.
+    """
+    for words, each in commands_of(command, (name,)):
+        each.short_help = SUMMARIES.get(" ".join(words), each.short_help)
         if examples := EXAMPLES.get(" ".join(words)):
             title = "Example" if len(examples) == 1 else "Examples"
-            command.epilog = "\n".join(("\b", f"{title}:", *(f"  {line}" for line in examples)))
+            each.epilog = "\n".join(("\b", f"{title}:", *(f"  {line}" for line in examples)))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from firebuild_bootstrap.cli.accounting import attest_options
+from firebuild_bootstrap.cli import accounting
 from firebuild_bootstrap.cli.docker import Commands
 from firebuild_bootstrap.cli.options import (
     FilePath,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _FILTERS = ("until", "label", "label!")
 
 
-@click.group(cls=Commands)
+@click.group(cls=Commands, commands=[accounting.provenance, accounting.sbom])
 def images() -> None:
     """List, show, name and remove images."""
 
@@ -217,7 +217,7 @@ def pull(references: tuple[str, ...], config_file: Path | None) -> None:
 
 @images.command()
 @click.argument("tags", nargs=-1, required=True, metavar="TAG...", shell_complete=complete_tags)
-@attest_options
+@accounting.attest_options
 @config_option
 def push(
     tags: tuple[str, ...],

@@ -33,6 +33,8 @@ class BuildEnded(Exception):
 
 @dataclass
 class _Connection:
+    """What is known of a connection of the guest."""
+
     peer: str
     tls_version: str
     group: str = ""
