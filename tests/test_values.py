@@ -1,4 +1,4 @@
-"""Frozen dataclasses of ours are dataclasses like any other."""
+"""Dataclasses of ours are dataclasses like any other."""
 
 from __future__ import annotations
 
@@ -40,6 +40,19 @@ class Child(Named):
 class Slotted:
     a: str
     b: int = 1
+
+
+@dataclass(frozen=True, order=True)
+class Version:
+    major: int
+    minor: int = 0
+    note: str = field(default="", compare=False)
+
+
+@dataclass(frozen=False)
+class Counter:
+    name: str
+    seen: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -110,6 +123,27 @@ def test_nothing_can_be_changed(value: Any) -> None:
         setattr(value, name, "new")
     with pytest.raises(FrozenInstanceError):
         delattr(value, name)
+
+
+def test_what_is_not_frozen_can_be_changed_and_has_no_hash() -> None:
+    counter = Counter("a")
+    counter.name = "b"
+    counter.seen.append(1)
+    assert counter == Counter("b", [1]) != Counter("b")
+    del counter.name
+    assert not hasattr(counter, "name")
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(counter)
+
+
+def test_what_has_an_order_is_sorted_by_the_fields_that_count() -> None:
+    assert sorted([Version(2), Version(1, 3), Version(1)]) == [Version(1), Version(1, 3), Version(2)]
+    assert Version(1, note="a") <= Version(1, note="b") >= Version(1)
+    assert not Version(1, note="a") < Version(1, note="b")
+    with pytest.raises(TypeError, match="not supported"):
+        _ = Version(1) < 2  # type: ignore[operator]
+    with pytest.raises(TypeError, match="not supported"):
+        _ = Named(title="a") < Named(title="b")  # type: ignore[operator]
 
 
 def test_values_are_replaced_copied_and_matched() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
@@ -48,6 +47,7 @@ from firebuild_bootstrap.progress import (
 from firebuild_bootstrap.sizes import human_size
 from firebuild_bootstrap.terminal import SafeOutput, Screen, cells, fit, uncoloured, visible_end
 from firebuild_bootstrap.turns import Spool
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted, one_line
 
 _RESET: Final = "\x1b[0m"
@@ -107,7 +107,7 @@ class Log:
         self._spool.close()
 
 
-@dataclass
+@dataclass(frozen=False)
 class _Step:
     """A step that runs, or one that has failed."""
 

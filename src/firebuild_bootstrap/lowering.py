@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import field, replace
@@ -407,7 +406,7 @@ def _missing(
             return None
 
 
-@dataclasses.dataclass
+@dataclass(frozen=False)
 class _Lowering:
     """A RUN that is lowered, and what its mounts need."""
 

@@ -11,7 +11,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
@@ -37,6 +36,7 @@ from firebuild_bootstrap.events import (
 from firebuild_bootstrap.sizes import human_size
 from firebuild_bootstrap.terminal import SafeOutput, json_text
 from firebuild_bootstrap.turns import InTurn
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import block, one_line
 
 BOLD, DIM, RED, GREEN, YELLOW = (f"\x1b[{code}m" for code in (1, 2, 31, 32, 33))
@@ -126,7 +126,7 @@ class JsonRenderer:
         """Nothing is in disorder."""
 
 
-@dataclass
+@dataclass(frozen=False)
 class Task:
     """One phase or task that goes on."""
 

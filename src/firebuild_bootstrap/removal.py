@@ -14,9 +14,10 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from firebuild_bootstrap.values import dataclass
 
 _DIRECTORY: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_HELD: Final = 10_000
@@ -25,7 +26,7 @@ _MAX_HELD: Final = 10_000
 _Identity = tuple[int, int]
 
 
-@dataclass
+@dataclass(frozen=False)
 class _Level:
     """A directory on the way down: its name above, what it is, and the subdirectories still to go."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Final, Literal
@@ -21,6 +20,7 @@ from firebuild_bootstrap.events import (
     StepProgress,
     StepStarted,
 )
+from firebuild_bootstrap.values import dataclass
 
 _PIECE: Final = 64 * 1024
 
@@ -64,7 +64,7 @@ class Spool:
             self._file.close()
 
 
-@dataclass
+@dataclass(frozen=False)
 class _Piece:
     """Output of a step in a spool."""
 

@@ -1,4 +1,4 @@
-"""Frozen dataclasses that cost next to nothing to define.
+"""Dataclasses, frozen unless told otherwise, that cost next to nothing to define.
 
 `dataclasses` compiles six functions for each frozen class: 0.3 ms, and a build defines two hundred of them,
 most of which it never compares, shows or even makes. Here a class is a dataclass as any other for `fields`,
@@ -9,11 +9,12 @@ made, and the other methods are closures.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterator
-from operator import attrgetter
-from typing import Any, Final, Literal, NoReturn, TypeVar, dataclass_transform, overload
+from typing import Any, Final, NoReturn, TypeVar, dataclass_transform, overload
 
 _T = TypeVar("_T")
+_ORDER: Final = (operator.lt, operator.le, operator.gt, operator.ge)
 _FRESH: Final = object()  # an argument that was not given, where the field has a factory
 
 
@@ -25,7 +26,7 @@ def dataclass(cls: type[_T], /) -> type[_T]: ...
 @overload
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def dataclass(
-    *, frozen: Literal[True], kw_only: bool = False, slots: bool = False
+    *, frozen: bool = True, order: bool = False, kw_only: bool = False, slots: bool = False
 ) -> Callable[[type[_T]], type[_T]]: ...
 
 
@@ -33,52 +34,57 @@ def dataclass(
     cls: type[_T] | None = None,
     /,
     *,
-    frozen: Literal[True] = True,  # noqa: ARG001 - for those who read the class
+    frozen: bool = True,
+    order: bool = False,
     kw_only: bool = False,
     slots: bool = False,
 ) -> type[_T] | Callable[[type[_T]], type[_T]]:
-    """Make a class a frozen dataclass, whose instances are equal, and hash, by their fields.
+    """Make a class a dataclass, whose instances are equal, and hash if they are frozen, by their fields.
 
     Args:
         cls: the class.
-        frozen: always; written at the class, as with `dataclasses.dataclass`.
+        frozen: whether no attribute of an instance can be changed.
+        order: whether instances are greater and less than others by their fields.
         kw_only: whether `__init__` takes arguments by name only.
         slots: whether instances have slots instead of a dictionary.
     """
     if cls is None:
-        return lambda cls: _frozen(cls, kw_only=kw_only, slots=slots)
-    return _frozen(cls, kw_only=kw_only, slots=slots)
+        return lambda cls: _made(cls, frozen=frozen, order=order, kw_only=kw_only, slots=slots)
+    return _made(cls, frozen=frozen, order=order, kw_only=kw_only, slots=slots)
 
 
-def _frozen(cls: type[_T], *, kw_only: bool, slots: bool) -> type[_T]:
+def _made(cls: type[_T], *, frozen: bool, order: bool, kw_only: bool, slots: bool) -> type[_T]:
     own = {name for name, value in vars(cls).items() if value is not None}  # `__eq__` makes `__hash__` None
     # Where a class has none, `dataclasses` writes it with `inspect`, which takes longer than all the rest.
     cls.__doc__ = cls.__doc__ or cls.__qualname__
     made = dataclasses.dataclass(init=False, repr=False, eq=False, kw_only=kw_only, slots=slots)(cls)
     fields = dataclasses.fields(made)  # type: ignore[arg-type]
     compared = [one.name for one in fields if one.compare]
-    values: Callable[[object], object] = attrgetter(*compared) if compared else lambda _: ()
+    values: Callable[[object], object] = operator.attrgetter(*compared) if compared else lambda _: ()
 
     def first_init(self: object, *args: object, **kwargs: object) -> None:
         init = _compiled_init(made, fields, slots=slots)
         setattr(made, "__init__", init)  # noqa: B010 - mypy allows no other way
         init(self, *args, **kwargs)
 
-    def equal(self: object, other: object) -> bool:
-        return values(self) == values(other) if other.__class__ is self.__class__ else NotImplemented
+    def by_values(relation: Callable[[Any, Any], bool]) -> Callable[[object, object], bool]:
+        def holds(self: object, other: object) -> bool:
+            same = other.__class__ is self.__class__
+            return relation(values(self), values(other)) if same else NotImplemented
+
+        return holds
 
     def shown(self: object) -> str:
         words = (f"{one.name}={getattr(self, one.name)!r}" for one in fields if one.repr)
         return f"{type(self).__qualname__}({', '.join(words)})"
 
-    methods = {
-        "__init__": first_init,
-        "__eq__": equal,
-        "__hash__": lambda self: hash(values(self)),
-        "__repr__": shown,
-        "__setattr__": _refuse,
-        "__delattr__": _refuse,
-    }
+    methods: dict[str, Callable[..., object] | None] = {"__init__": first_init, "__repr__": shown}
+    methods |= {"__eq__": by_values(operator.eq), "__hash__": None}
+    if frozen:
+        methods |= {"__hash__": lambda self: hash(values(self))}
+        methods |= {"__setattr__": _refuse, "__delattr__": _refuse}
+    if order:
+        methods |= {f"__{one.__name__}__": by_values(one) for one in _ORDER}
     for name, method in methods.items():
         if name not in own:
             setattr(made, name, method)

@@ -6,7 +6,6 @@ go out in the archive's order, straight from the compressed stream; nothing is u
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -165,7 +164,7 @@ class Archive:
         )
 
 
-@dataclasses.dataclass
+@dataclass(frozen=False)
 class _Reader:
     """An archive and where it stands: `index` counts members from 0."""
 

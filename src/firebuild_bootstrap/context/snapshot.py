@@ -11,7 +11,7 @@ import os
 import stat
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
@@ -29,6 +29,7 @@ from firebuild_bootstrap.layers.tar import (
     SYMLINK,
     Entry,
 )
+from firebuild_bootstrap.values import dataclass
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -43,7 +44,7 @@ _KINDS: Final = {
 }
 
 
-@dataclass
+@dataclass(frozen=False)
 class _File:
     """One file of the archive.
 

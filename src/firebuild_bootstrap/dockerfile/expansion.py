@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
 from firebuild_bootstrap.dockerfile.syntax import Instruction, short
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.matching import BadPattern, Pattern
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted
 
 MAX_WORD: Final = 1024 * 1024
@@ -37,7 +37,7 @@ class MalformedWord(ExpansionError):
     """It is not written as the shell's rules want it: an escape may be missing."""
 
 
-@dataclass
+@dataclass(frozen=False)
 class Budget:
     """How many characters the variables of a whole Dockerfile may still put in.
 

@@ -7,7 +7,6 @@ instruction for that one.
 
 from __future__ import annotations
 
-import dataclasses
 import posixpath
 import re
 from collections import Counter
@@ -85,7 +84,7 @@ def shown(warnings: Sequence[Diagnostic]) -> Iterator[str]:
         yield f"{rest} more warnings are not shown: there are {len(warnings)} in all"
 
 
-@dataclasses.dataclass
+@dataclass(frozen=False)
 class Lint:
     """Collects warnings.
 

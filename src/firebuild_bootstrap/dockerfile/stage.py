@@ -7,7 +7,7 @@ https://docs.docker.com/reference/dockerfile/#arg
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Final, Protocol
 
 from firebuild_bootstrap.dockerfile.expansion import Budget, Expander, ExpansionError
@@ -15,6 +15,7 @@ from firebuild_bootstrap.dockerfile.graph import Diagnostic, Step, TreeRef
 from firebuild_bootstrap.dockerfile.lint import Lint
 from firebuild_bootstrap.dockerfile.syntax import Instruction, short
 from firebuild_bootstrap.image.config import ImageConfig
+from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import DEFAULT_PATH
 
 # Usable in RUN without an ARG, and never part of the image.
@@ -181,7 +182,7 @@ class Ports:
         return iter(self._all)
 
 
-@dataclass
+@dataclass(frozen=False)
 class StageState:
     """What instructions read and change.
 

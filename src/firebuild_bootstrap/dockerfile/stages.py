@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Final, Protocol
 
 from firebuild_bootstrap.dockerfile import metadata, operations
@@ -51,6 +51,7 @@ from firebuild_bootstrap.errors import InputError, InputErrors, Location
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.platforms import host_platform, normal_platform
+from firebuild_bootstrap.values import dataclass
 
 # Reading one reads those that it needs; so do all who walk from a stage to those.
 _MOST_NESTED: Final = 64
@@ -116,7 +117,7 @@ def read_graph(
     return replace(graph, unused_contexts=unused)
 
 
-@dataclass
+@dataclass(frozen=False)
 class _Block:
     """A FROM and what follows it, before and after it is read.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import itertools
 import os
@@ -341,7 +340,7 @@ _FLAGS: Final[dict[str, dict[str, _Kind]]] = {
 }
 
 
-@dataclasses.dataclass
+@dataclass(frozen=False)
 class Flags:
     """The flags of one instruction, as they are written.
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Final, NoReturn
 
 import platformdirs
 
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki import homes
 from firebuild_pki.display import counted, one_line
 

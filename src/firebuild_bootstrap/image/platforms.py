@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.values import dataclass
 
 # What `uname -m` says, where that is not an alias anyway.
 _MACHINES: Final = {"armv7l": "arm/v7", "armv6l": "arm/v6", "i686": "386"}

@@ -8,7 +8,6 @@ have to be.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import posixpath
 import shlex
@@ -70,7 +69,7 @@ class Piece:
     last: bool = False
 
 
-@dataclasses.dataclass
+@dataclass(frozen=False)
 class Batch:
     """Entries that can lie in one directory before they are merged into the destination.
 

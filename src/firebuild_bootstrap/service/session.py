@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Final, Literal
 
 from firebuild_bootstrap.errors import FirebuildError, InputError, StepFailed
@@ -21,6 +20,7 @@ from firebuild_bootstrap.service.reporting import (
     failure,
 )
 from firebuild_bootstrap.service.tls import WRONG_GUEST, PeerCertificate
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted
 
 _PIECE_BYTES: Final = 256 * 1024
@@ -31,7 +31,7 @@ class BuildEnded(Exception):
     """A call came after the end of the build."""
 
 
-@dataclass
+@dataclass(frozen=False)
 class _Connection:
     """What is known of a connection of the guest."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import hmac
 import struct
@@ -131,7 +130,7 @@ _TLS_PROBLEMS: Final = {
 }
 
 
-@dataclasses.dataclass
+@dataclass(frozen=False)
 class Inspection:
     """What the verification of one peer finds.
 
