@@ -84,6 +84,10 @@ _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "faketime": (FAKETIME.exists, "apt install libfaketime"),
     "curl": (_program("curl"), "apt install curl"),
     "ip": (_program("ip"), "apt install iproute2"),
+    "fuse-overlayfs": (
+        lambda: shutil.which("fuse-overlayfs") is not None and os.access("/dev/fuse", os.R_OK | os.W_OK),
+        "apt install fuse-overlayfs; sudo modprobe fuse",
+    ),
     "runc": (_program("runc"), "apt install runc"),
     "buildkit": ((BUILDKIT / "buildkitd").exists, "tests/oracle/buildkit/build builds it"),
     "shellcheck": (_program("shellcheck"), "apt install shellcheck"),

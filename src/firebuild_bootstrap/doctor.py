@@ -177,10 +177,15 @@ def _sandbox(home: Home) -> Finding:
 def _overlay(home: Home, directory: Path) -> Finding:
     try:
         problem = home.trees.overlay_problem(directory)
+        uncached = home.trees.copies_problem(directory) if problem else ""
     except FirebuildError as error:
-        problem = error.message
+        return Finding("overlay", Level.LIMITED, error.message, error.hint)
     if problem:
-        hint = "builds copy their base instead; a newer kernel, or a store on ext4 or XFS, mounts overlays"
+        hint = "builds copy their base instead"
+        if uncached:
+            problem += f"; and nothing there could mean in a layer that a file was removed: {uncached}"
+            hint += ", and no step is kept in the cache"
+        hint += "; a newer kernel, or a store on ext4, XFS or Btrfs (store.path), mounts overlays"
         return Finding("overlay", Level.LIMITED, problem, hint)
     return Finding("overlay", Level.OK, "the store can be the upper directory of an overlay")
 

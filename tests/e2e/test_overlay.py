@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import tarfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +127,67 @@ def test_with_and_without_overlays_the_same_comes_out(tmp_path: Path, shared_hom
         "the base is kept unpacked"
     )
     assert len(list(tmp_path.glob("upper/layers/*/cache/keys/*"))) == 10
+
+
+FEW_STEPS = """
+FROM host
+RUN mkdir /made && touch /made/kept /made/gone && rm -r /usr/share
+RUN rm /made/gone && ls /made
+"""
+
+
+@contextmanager
+def fuse_overlay(directory: Path, *options: str) -> Iterator[Path]:
+    """An overlay outside the kernel, as rootless containers have it; no overlay lies on it."""
+    for name in ("lower", "upper", "work", "merged"):
+        (directory / name).mkdir(parents=True)
+    layers = [f"{kind}dir={directory / kind}" for kind in ("lower", "upper", "work")]
+    command = ["fuse-overlayfs", "-o", ",".join((*layers, *options)), directory / "merged"]
+    subprocess.run(command, check=True, capture_output=True)
+    try:
+        yield directory / "merged"
+    finally:
+        # Whoever removes what a build has left may be at work still.
+        subprocess.run(["umount", "--lazy", directory / "merged"], check=True)
+
+
+@pytest.mark.root
+@pytest.mark.needs("root", "userns", "fuse-overlayfs")
+def test_steps_are_cached_where_overlays_are_made_outside_the_kernel(
+    tmp_path: Path, shared_home: Path
+) -> None:
+    (tmp_path / "Dockerfile").write_text(FEW_STEPS)
+    with fuse_overlay(tmp_path / "fuse") as mounted:
+        firebuild = Firebuild(mounted / "store")
+        base_of_host(firebuild, shared_home)
+        first, second = (firebuild("build", "-t", "a", tmp_path) for _ in range(2))
+        told = first.stdout + first.stderr
+        assert told.count("the base is copied for this build, because ") == 1
+        assert "kept in the cache" not in told
+        assert (second.stdout + second.stderr).count("CACHED") == 2
+        # What dead builds left, which is all of these, can be removed.
+        assert os.listdir(firebuild.home / "builds") == ["lock"]
+
+
+@pytest.mark.root
+@pytest.mark.needs("root", "userns", "fuse-overlayfs")
+def test_a_store_that_can_hold_no_layers_is_said_with_the_remedy(tmp_path: Path, shared_home: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM host\nRUN echo made > /made\n")
+    with fuse_overlay(tmp_path / "fuse", "noxattrs=1") as mounted:
+        firebuild = Firebuild(mounted / "store")
+        base_of_host(firebuild, shared_home)
+        done = firebuild("build", "-t", "a", tmp_path)
+        told = done.stdout + done.stderr
+        assert told.count("no step of this build is kept in the cache, because ") == 1
+        assert "a store on ext4, XFS or Btrfs does (the setting store.path, or FIREBUILD_HOME)" in told
+        found = json.loads(firebuild("doctor", "--offline", "--json").stdout)["findings"]
+    [overlay] = [finding for finding in found if finding["about"] == "overlay"]
+    assert overlay["level"] == "limited"
+    assert "nothing there could mean in a layer that a file was removed" in overlay["message"]
+    assert "no step is kept in the cache" in overlay["hint"]
+
+
+def base_of_host(firebuild: Firebuild, shared_home: Path) -> None:
+    """Import the base `host` that other tests have made."""
+    [host] = shared_home.glob("bases/names/host/latest/rootfs.tar")
+    firebuild("base", "import", "host", host)

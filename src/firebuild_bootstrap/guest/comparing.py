@@ -57,7 +57,7 @@ class Comparing(Layers):
     def __init__(self, directory: str, target: str) -> None:
         super().__init__(directory, target)
         self._listing: Listing | None = None
-        self._nodes = self._can_make_nodes()
+        self._nodes = can_make_nodes(directory)
         if os.path.isdir(f"{directory}/base"):
             self._fill(f"{directory}/base")
 
@@ -118,31 +118,6 @@ class Comparing(Layers):
     def kept(self, _path: str) -> int | None:
         """Return None: a step works on the image itself, and its layer is made afterwards."""
         return None
-
-    def _can_make_nodes(self) -> bool:
-        os.makedirs(f"{self._directory}/trial")
-        try:
-            with Root(f"{self._directory}/trial") as root:
-                for self._nodes in (True, False):
-                    with suppress(PermissionError), root.locate(f"{self._nodes}", follow=False) as place:
-                        self._whiteout(place)
-                        break
-        finally:
-            for name in os.listdir(f"{self._directory}/trial"):
-                os.unlink(f"{self._directory}/trial/{name}")
-            os.rmdir(f"{self._directory}/trial")
-        return self._nodes
-
-    def _whiteout(self, place: ResolvedPath) -> None:
-        if self._nodes:
-            # What the kernel takes for "removed" in an overlay. Everybody may make it, but not on an overlay.
-            os.mknod(place.name, stat.S_IFCHR, 0, dir_fd=place.directory)
-            return
-        descriptor = place.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        try:
-            os.setxattr(descriptor, WHITEOUT_MARK, b"y")
-        finally:
-            os.close(descriptor)
 
     def _look(self) -> Listing:
         """List the image, and wait until whatever happens from now on gives another ctime.
@@ -205,11 +180,51 @@ class Comparing(Layers):
         with Root(fs) as layer:
             for path in gone:
                 with layer.locate(path, follow=False, parents=(0, 0)) as place:
-                    self._whiteout(place)
+                    _whiteout(place, node=self._nodes)
             apply(TreeSource(tree_entries(self._target, only=wanted)), layer, devices=True)
         if not self._nodes:
             os.setxattr(fs, UNMOUNTABLE, b"y")
         self._finish(number)
+
+
+def can_make_nodes(directory: str) -> bool:
+    """Whether layers in `directory` can say as overlays do that a file was removed; else they take a mark.
+
+    Raises:
+        OSError: the file system takes neither.
+    """
+    trial = f"{directory}/trial"
+    os.makedirs(trial)
+    try:
+        with Root(trial) as root:
+            # Overlays refuse the node (EPERM); fuse-overlayfs takes it for its own (ENOENT).
+            with suppress(OSError), root.locate("node", follow=False) as place:
+                _whiteout(place, node=True)
+                found = place.status()
+                if found is not None and stat.S_ISCHR(found.st_mode):
+                    return True
+            with root.locate("mark", follow=False) as place:
+                _whiteout(place, node=False)
+            return False
+    finally:
+        # fuse-overlayfs 1.10 lists no file after the refusal, and until then counts the node as one.
+        for name in ("node", "mark"):
+            with suppress(FileNotFoundError):
+                os.unlink(f"{trial}/{name}")
+        os.listdir(trial)
+        os.rmdir(trial)
+
+
+def _whiteout(place: ResolvedPath, *, node: bool) -> None:
+    if node:
+        # What the kernel takes for "removed" in an overlay. Everybody may make it, but not on an overlay.
+        os.mknod(place.name, stat.S_IFCHR, 0, dir_fd=place.directory)
+        return
+    descriptor = place.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        os.setxattr(descriptor, WHITEOUT_MARK, b"y")
+    finally:
+        os.close(descriptor)
 
 
 def _same(root: Root, before: Known) -> bool:

@@ -24,6 +24,7 @@ from firebuild_bootstrap.layers.tree import (
     UNMOUNTABLE,
     Files,
     TreeSource,
+    attribute_names,
     check_names,
     tree_entries,
     upper_entries,
@@ -56,7 +57,7 @@ def mount_layers(directory: str, names: Sequence[str], target: str, upper: str =
     if len(names) > MAX_LAYERS:
         raise OSError(errno.E2BIG, f"{len(names)} layers, and {MAX_LAYERS} at most can be mounted")
     with _inside(directory):
-        if any(UNMOUNTABLE in os.listxattr(name) for name in names):
+        if any(UNMOUNTABLE in attribute_names(name) for name in names):
             raise OSError(errno.EOPNOTSUPP, "a layer was made where no overlay can be")
         if upper:
             # Nobody needs this root after a crash of the machine, and unmounting would write the whole disk.
@@ -291,7 +292,7 @@ def resemble(new: str, model: str) -> None:
 
 def _attributes(path: str | int) -> dict[str, bytes]:
     """Return the extended attributes that are neither the overlay's nor labels of the machine around."""
-    names = sorted(name for name in os.listxattr(path) if not name.startswith(_NOT_KEPT))
+    names = sorted(name for name in attribute_names(path) if not name.startswith(_NOT_KEPT))
     return {name: os.getxattr(path, name) for name in names}
 
 
@@ -338,7 +339,7 @@ def describe(place: ResolvedPath) -> Known | None:
         return None
     descriptor = place.open(os.O_RDONLY | os.O_NONBLOCK)
     try:
-        if not _OPAQUE.isdisjoint(os.listxattr(descriptor)):
+        if not _OPAQUE.isdisjoint(attribute_names(descriptor)):
             return None
         content = os.read(descriptor, _MAX_COMPARED) if is_file else b""
         return Known(place.path, *status, content, _attributes(descriptor))

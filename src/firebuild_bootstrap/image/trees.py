@@ -325,6 +325,14 @@ class Trees:
         binds = [Bind(directory, _OTHER, read_only=False)]
         return str(self._ask(binds, f"try an overlay in {directory}", "overlay", directory=_OTHER)["problem"])
 
+    def copies_problem(self, directory: Path) -> str:
+        """Say why a step on a copy of its root can leave no layer in `directory`; empty if it can.
+
+        What the copy has not any more has to be in the layer, as a node or an attribute of its file system.
+        """
+        binds = [Bind(directory, _OTHER, read_only=False)]
+        return str(self._ask(binds, f"try a layer in {directory}", "copies", directory=_OTHER)["problem"])
+
     def remove(self, path: Path) -> None:
         """Remove `path` and everything below, whoever owns it; nothing happens when it does not exist."""
         if not path.is_symlink() and not path.exists():

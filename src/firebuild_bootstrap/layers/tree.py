@@ -494,7 +494,7 @@ class _Entries(_Walk[tuple[Entry, Content]]):
         found = self._hold(descriptor)
         xattrs, notes = self._xattrs(path, descriptor)
         if not path:
-            self._marked = UNMOUNTABLE in _attributes(descriptor)
+            self._marked = UNMOUNTABLE in attribute_names(descriptor)
         inner = f"{path}/" if path else ""
         entry = self._owned(self._entry(path, DIRECTORY, status), descriptor)
         yield entry._replace(xattrs=xattrs), b""
@@ -553,7 +553,7 @@ class _Entries(_Walk[tuple[Entry, Content]]):
 
     def _xattrs(self, path: str, descriptor: int) -> tuple[dict[str, bytes], dict[str, bytes]]:
         """Return the attributes that belong to an image, and the overlay's own notes without their prefix."""
-        names = _attributes(descriptor)
+        names = attribute_names(descriptor)
         if not names:
             return {}, {}
         kept = sorted(filter(is_kept, names))
@@ -580,14 +580,15 @@ class _Entries(_Walk[tuple[Entry, Content]]):
         try:
             # Everybody may give a file our own mark, which means nothing where overlays are mounted.
             names = {f"{mark}whiteout" for mark in self._marks} | ({WHITEOUT_MARK} if self._marked else set())
-            return not names.isdisjoint(_attributes(descriptor))
+            return not names.isdisjoint(attribute_names(descriptor))
         finally:
             os.close(descriptor)
 
 
-def _attributes(descriptor: int) -> list[str]:
+def attribute_names(file: int | str) -> list[str]:
+    """Return the names of the extended attributes of a file; none where its file system has no such thing."""
     try:
-        return os.listxattr(descriptor)
+        return os.listxattr(file)
     except OSError:  # a file system without extended attributes
         return []
 

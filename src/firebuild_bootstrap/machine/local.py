@@ -30,6 +30,9 @@ from firebuild_bootstrap.mmds.store import DataStore
 from firebuild_bootstrap.sandbox import Bind, SandboxProcess
 from firebuild_bootstrap.wire import CacheMount
 
+BETTER_STORE: Final = "a store on ext4, XFS or Btrfs does (the setting store.path, or FIREBUILD_HOME)"
+"""What to do about a file system that can't hold layers."""
+
 _GUEST: Final = "firebuild_bootstrap.guest.main"
 _SOCKET: Final = "mmds.sock"
 _LOG_SECONDS: Final = 2.0
@@ -154,9 +157,14 @@ class LocalMachine(Machine):
 
     def _copy(self, layers: Sequence[Layer], problem: str) -> tuple[str, ...]:
         where = self._workspace.path
-        note = f"the base is copied for this build, because {where} allows no overlay: {problem}"
+        notes = [f"the base is copied for this build, because {where} allows no overlay: {problem}"]
         _make(self._root, self._work)
-        return (note, *_fill(self._trees, self._stored, layers, self._root))
+        if uncached := self._trees.copies_problem(self._work):
+            notes.append(
+                f"no step of this build is kept in the cache, because {where} takes nothing that could "
+                f"mean that a file was removed: {uncached}; {BETTER_STORE}"
+            )
+        return (*notes, *_fill(self._trees, self._stored, layers, self._root))
 
     def start(self, options: GuestOptions = GuestOptions()) -> None:  # noqa: B008 - frozen
         """Start vminit in the sandbox, unless that was done ahead; see `Machine.start`."""

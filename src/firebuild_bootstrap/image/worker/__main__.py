@@ -212,6 +212,16 @@ def overlay_problem(directory: str) -> str:
         remove_tree(place, ignore_errors=True)
 
 
+def _copies(directory: str) -> dict[str, Any]:
+    from firebuild_bootstrap.guest.comparing import can_make_nodes
+
+    try:
+        can_make_nodes(directory)
+    except OSError as error:
+        return {"problem": error.strerror or str(error)}
+    return {"problem": ""}
+
+
 def _overlay_tried(place: str, merged: str) -> str:
     for name in (merged, *(f"{place}/{name}" for name in ("empty", "lower/old", "upper", "work"))):
         os.makedirs(name, exist_ok=True)
@@ -256,6 +266,7 @@ _OPERATIONS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "ext4": _ext4,
     "readonly": _readonly,
     "overlay": _overlay,
+    "copies": _copies,
     "packages": _packages,
 }
 
