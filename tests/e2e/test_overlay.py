@@ -142,7 +142,7 @@ def fuse_overlay(directory: Path, *options: str) -> Iterator[Path]:
     for name in ("lower", "upper", "work", "merged"):
         (directory / name).mkdir(parents=True)
     layers = [f"{kind}dir={directory / kind}" for kind in ("lower", "upper", "work")]
-    command = ["fuse-overlayfs", "-o", ",".join((*layers, *options)), directory / "merged"]
+    command: list[str | Path] = ["fuse-overlayfs", "-o", ",".join((*layers, *options)), directory / "merged"]
     subprocess.run(command, check=True, capture_output=True)
     try:
         yield directory / "merged"
