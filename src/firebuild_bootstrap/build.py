@@ -30,6 +30,7 @@ from firebuild_bootstrap.events import (
 )
 from firebuild_bootstrap.failures import failure_event
 from firebuild_bootstrap.home import Home
+from firebuild_bootstrap.image.content_store import allow_open_files
 from firebuild_bootstrap.image.outputs import check_destinations, check_programs
 from firebuild_bootstrap.image.store import StoredImage
 from firebuild_bootstrap.lowering import has_caches, prepare
@@ -64,6 +65,8 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.solve.remote import RemoteCaches
     from firebuild_pki import Authority, TLSMaterial
 
+_FILES_OF_STAGE: Final = 32
+"""Open files of a stage that executes: its server, its guest's connections, its machine."""
 _PHASES: Final = {
     1: "read the Dockerfile, the build context and the base",
     2: "issue certificates",
@@ -202,6 +205,8 @@ class _Build:
             resolved.secrets,
             resolved.agents,
         )
+        # gRPC's core does not end well without them.
+        allow_open_files(_FILES_OF_STAGE * min(len(pending), most_at_once(self._settings.machine)))
         machine = self._machine(results.target)
         ahead = self._start_ahead(resolved, pending, results, machine, cleanup)
 

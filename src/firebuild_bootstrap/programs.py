@@ -6,6 +6,7 @@ What is here ends a program that writes or takes too much, and with it what it h
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -47,6 +48,29 @@ def check_children() -> None:
             "this process ignores SIGCHLD, so it can't learn whether the programs that it starts succeed",
             hint="call `signal.signal(signal.SIGCHLD, signal.SIG_DFL)` first, in the main thread",
         )
+
+
+def start_hint(error: OSError, install: str) -> str:
+    """Say what to do about a program that can't be started.
+
+    Args:
+        error: of execve(2) or fork(2).
+        install: where the program comes from: `install the package x`.
+    """
+    match error.errno:
+        case errno.EMFILE | errno.ENFILE:
+            return "raise the limit of open files: `ulimit -n`, or LimitNOFILE= of its service"
+        case errno.EAGAIN:
+            return "raise the limit of processes: `ulimit -u`, TasksMax= of its service, or the container's"
+        case errno.ENOMEM:
+            return "give it more memory: `ulimit -v`, MemoryMax= of its service, or the container's limit"
+        case errno.EACCES:
+            return (
+                f"its file has to be executable, and not lie on a file system mounted with noexec; {install}"
+            )
+        case errno.ENOEXEC:
+            return f"it is damaged, or made for another processor; {install}"
+    return install
 
 
 def run_program(

@@ -224,6 +224,49 @@ def test_a_part_of_the_store_that_is_somebody_else_s_is_found_before_the_build(
         paths.check_store(tmp_path, writable=True, setting="FIREBUILD_HOME")
 
 
+@pytest.mark.root
+@pytest.mark.needs("root")
+def test_root_is_refused_the_store_of_a_user(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "home"
+    (store / "builds").mkdir(parents=True)
+    for path in (store, store / "builds"):
+        os.chown(path, 54321, 54321)
+    monkeypatch.setenv("FIREBUILD_HOME", str(store))
+    done = cli("build", "-q", ".", status=2)
+    assert done.err.startswith(
+        f"error: {store}: the store belongs to the user #54321, who could neither use nor remove what root"
+    )
+    assert "`sudo -u #54321 firebuild …`; for a store of root's set FIREBUILD_HOME to another" in done.err
+    assert os.listdir(store) == ["builds"]
+    cli("images", "list")  # which reads only
+    # A volume of a container that belongs to whoever made it: nobody else has written there.
+    os.rmdir(store / "builds")
+    paths.check_store(store, writable=True, setting="FIREBUILD_HOME")
+    (store / "builds").mkdir()
+    paths.check_store(store, writable=True, setting="FIREBUILD_HOME")
+
+
+@pytest.mark.root
+@pytest.mark.needs("root")
+def test_sudo_makes_no_store_in_the_home_that_it_has_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.chown(tmp_path, 54321, 54321)
+    store = tmp_path / ".local/share/firebuild"
+    monkeypatch.delenv("FIREBUILD_HOME", raising=False)
+    monkeypatch.setenv("SUDO_UID", "54321")
+    with pytest.raises(InputError, match="the store belongs to the user #54321") as refusal:
+        paths.check_store(store, writable=True, setting="FIREBUILD_HOME")
+    assert "`sudo -H`" in str(refusal.value.hint)
+    assert os.listdir(tmp_path) == []
+    # Of a container's root nobody knows that; what is named was meant.
+    paths.check_store(tmp_path / "named", writable=True, setting="store.path")
+    monkeypatch.delenv("SUDO_UID")
+    paths.check_store(store, writable=True, setting="FIREBUILD_HOME")
+
+
 def test_a_store_on_a_read_only_file_system_is_not_called_a_matter_of_rights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -322,3 +322,37 @@ def test_a_ca_that_quantum_computers_cannot_forge_builds_as_any_other(
     (connected,) = [event for event in events if event.get("event") == "guest-connected"]
     assert (connected["tls_version"], connected["key_exchange"]) == ("TLSv1.3", "X25519MLKEM768")
     assert firebuild.leftovers() == []
+
+
+@pytest.mark.needs("ids")
+def test_a_build_needs_no_more_open_files_than_it_has_stages_for(
+    firebuild: Firebuild, tmp_path: Path
+) -> None:
+    arguments = write(
+        tmp_path, "FROM host AS one\nRUN touch /1\nFROM host\nCOPY --from=one /1 /\nRUN touch /2\n"
+    )
+
+    def build(files: int) -> subprocess.CompletedProcess[str]:
+        limited = [
+            "sh",
+            "-c",
+            'ulimit -n "$0"; exec "$@"',
+            str(files),
+            str(firebuild.program),
+            "rootfs",
+            "--no-cache",
+        ]
+        return subprocess.run(
+            [*limited, "--tag", "few:1", *map(str, arguments)],
+            env=firebuild.environ,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+        )
+
+    assert build(128).returncode == 0
+    done = build(60)
+    assert done.returncode == 6
+    assert "error: this needs 64 open files, and this process may have 60\n" in done.stderr
+    assert "raise the limit: `ulimit -Hn 512` as root" in done.stderr

@@ -207,7 +207,7 @@ def test_many_layers_raise_the_limit_of_open_files_as_far_as_that_may_be(blobs: 
         allow_open_files(100)
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (612, before[1])
         with pytest.raises(
-            MachineError, match=f"need {before[1] + 513} open files, and this process may have"
+            MachineError, match=f"needs {before[1] + 65} open files, and this process may have"
         ):
             allow_open_files(before[1] + 1)
     finally:

@@ -174,7 +174,10 @@ def test_what_is_detected_works_and_is_the_best_for_root() -> None:
 
 def test_a_host_without_any_sandbox_is_an_error_with_the_remedy(tmp_path: Path) -> None:
     broken = tmp_path / "bwrap"
-    broken.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2; exit 1\n")
+    broken.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && echo bubblewrap 0.11.0 && exit\n'
+        "echo 'bwrap: No permissions to create new namespace' >&2; exit 1\n"
+    )
     broken.chmod(0o755)
     host = make_host(tmp_path)
     sysctl = host.sysctl / "kernel/unprivileged_userns_clone"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.programs import start_hint
 from firebuild_bootstrap.sandbox import (
     Bind,
     IdMap,
@@ -334,6 +336,53 @@ if {named}:
     os.read(hold, 1)
 os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+@pytest.mark.parametrize(
+    ("script", "message", "hint"),
+    [
+        (
+            "#!/bin/sh\necho sorry; exit 1\n",
+            "bwrap ended with status 1",
+            "bwrap does not say its version, but 'sorry'",
+        ),
+        (
+            "#!/bin/sh\necho bubblewrap 0.3.1; exit 1\n",
+            "bwrap ended with status 1",
+            "bwrap is bubblewrap 0.3.1, and 0.5 or newer is needed; install",
+        ),
+        (
+            "\x7fELF",
+            "bwrap can't be started: Exec format error",
+            "it is damaged, or made for another processor",
+        ),
+        ("#!/bin/sh\nsleep 60\n", "bwrap made no sandbox within 1 second", "install the Python package"),
+    ],
+)
+def test_a_bwrap_that_does_not_work_is_not_taken_for_forbidden_namespaces(
+    idmap: IdMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str, hint: str
+) -> None:
+    monkeypatch.setattr(module, "_SECONDS", 1)
+    broken = tmp_path / "bwrap"
+    broken.write_text(script)
+    broken.chmod(0o755)
+    with pytest.raises(MachineError, match=message) as refusal:
+        Sandbox(idmap, bwrap=broken).popen(["true"])
+    assert hint in str(refusal.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EMFILE, "`ulimit -n`"),
+        (errno.EAGAIN, "`ulimit -u`"),
+        (errno.ENOMEM, "`ulimit -v`"),
+        (errno.EACCES, "noexec; install it"),
+        (errno.ENOENT, "install it"),
+    ],
+)
+def test_a_program_that_can_t_be_started_gets_the_remedy_for_that(number: int, words: str) -> None:
+    assert words in start_hint(OSError(number, ""), "install it")
 
 
 @pytest.mark.parametrize("named", [False, True])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from firebuild_bootstrap.errors import InputError
@@ -106,8 +108,11 @@ def check_store(root: Path, *, writable: bool, setting: str) -> None:
         setting: what says where it is.
 
     Raises:
-        InputError: it is not a directory, or there is no right to read or write it.
+        InputError: it is not a directory, or there is no right to read or write it; or root would write in
+            that of another user.
     """
+    if writable and os.geteuid() == 0:
+        _check_owner(root, setting)
     hint = f"set {setting} to another directory, or get the right to use this one"
     task = "written" if writable else "read"
     try:
@@ -124,7 +129,7 @@ def check_store(root: Path, *, writable: bool, setting: str) -> None:
             raise  # not a matter of the path
         reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror
         raise InputError(f"{root}: the store can't be {task}: {reason}", hint=hint) from error
-    # A build by root, once, leaves directories in a user's store that are root's.
+    # Root may have written here, by an earlier version or by hand.
     parts = [
         root / name / part for name in ("images", "bases") for part in ("", "names", "content", "staging")
     ]
@@ -133,6 +138,37 @@ def check_store(root: Path, *, writable: bool, setting: str) -> None:
             read_only = writable and os.statvfs(directory).f_flag & os.ST_RDONLY
             reason = "the file system is read-only" if read_only else "no right to do that"
             raise InputError(f"{directory}: the store can't be {task}: {reason}", hint=hint)
+
+
+def _check_owner(root: Path, setting: str) -> None:
+    """Refuse root the store of a user, who could neither use nor remove what root writes there.
+
+    `sudo` may keep HOME or FIREBUILD_HOME. An empty directory of anybody is root's from now on, as is a
+    volume of a container.
+    """
+    nearest = next(directory for directory in (root, *root.parents) if os.path.exists(directory))
+    owner = nearest.stat().st_uid
+    if owner == 0:
+        return
+    if nearest == root:
+        with suppress(OSError):
+            if all(os.lstat(root / name).st_uid != owner for name in os.listdir(root)):
+                return
+        with suppress(OSError), tempfile.TemporaryFile(dir=root) as trial:
+            if os.fstat(trial.fileno()).st_uid == owner:  # all that is written there belongs to the same user
+                return
+    elif setting != "FIREBUILD_HOME" or setting in os.environ or os.environ.get("SUDO_UID") != str(owner):
+        return
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = f"#{owner}"
+    raise InputError(
+        f"{root}: the store belongs to the user {name}, "
+        "who could neither use nor remove what root writes there",
+        hint=f"run it as that user: `sudo -u {name} firebuild …`; for a store of root's set {setting} to "
+        "another directory, or use `sudo -H`",
+    )
 
 
 def _unwritable(what: str, path: Path, why: str | None, hint: str | None = None) -> InputError:

@@ -36,7 +36,9 @@ _OF_THE_PATH: Final = _OF_RIGHTS | {
 _ELSEWHERE: Final = "set FIREBUILD_HOME to another directory"
 ROOM: Final = f"make room or allow writing there, or {_ELSEWHERE}"
 SPACE: Final = f"free some space there, or {_ELSEWHERE}"
-_OTHER_FILES: Final = 512  # open files of a process beside those that are held
+# Open files of a process beside those that are held: what is asked for, and what it can't do without.
+_OTHER_FILES: Final = 512
+_OWN_FILES: Final = 64
 _ATTEMPTS: Final = 100
 _AT_ONCE: Final = 100
 
@@ -339,6 +341,9 @@ def allow_open_files(held: int) -> None:
 
     Each layer that is in use is an open file with a lock on it, and most systems allow 1024 unless asked.
 
+    Args:
+        held: how many.
+
     Raises:
         MachineError: it may not open so many.
     """
@@ -347,10 +352,12 @@ def allow_open_files(held: int) -> None:
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
     if most != resource.RLIM_INFINITY and most < wanted:
-        raise MachineError(
-            f"the layers of this image need {wanted} open files, and this process may have {most}",
-            hint=f"raise the limit: `ulimit -Hn {wanted}` as root, or LimitNOFILE= of its service",
-        )
+        if most < (needed := held + _OWN_FILES):
+            raise MachineError(
+                f"this needs {needed} open files, and this process may have {most}",
+                hint=f"raise the limit: `ulimit -Hn {wanted}` as root, or LimitNOFILE= of its service",
+            )
+        wanted = most
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 

