@@ -150,6 +150,8 @@ _MAX_SECRET = 1024 * 1024
 """More bytes than any secret has, be it a bundle of keys; protects from a wrong path."""
 
 
+_PATH_BEGINS = ("/", "~", "./", "../")
+_NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 _USUAL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 """What a shell can export (POSIX, XBD section 8.1); tokens have dots and dashes besides."""
 
@@ -230,6 +232,11 @@ class SecretRef(Settings):
                     f"expected a secret in {where}, but it has more than {_MAX_SECRET} bytes",
                     hint="write the secret alone into it, as text",
                 ) from error
+            if not str(self.file).startswith(_PATH_BEGINS) and error.errno in _NO_SUCH_FILE:
+                raise SecretError(  # the secret itself, most likely
+                    "cannot read a secret from a file, because what {file: PATH} names (not shown) is not there",
+                    hint="write the path of the file there, not the secret; one that begins with ./ is shown",
+                ) from None
             raise SecretError(
                 f"cannot read a secret from {where}: {error.strerror}",
                 hint="let this user read it, or refer to a variable: {env: NAME}",

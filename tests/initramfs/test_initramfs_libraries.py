@@ -80,6 +80,15 @@ def test_the_environment_and_the_configuration_name_more_directories(program: Pa
     assert found.files["libtwo.so"] == two
 
 
+def test_a_configuration_that_includes_itself_ends(program: Path, tmp_path: Path) -> None:
+    library(tmp_path / "env/libone.so", needed=["libtwo.so"])
+    two = library(tmp_path / "conf/libtwo.so")
+    (tmp_path / "ld.so.conf").write_text(f"include *.conf\n{tmp_path}/conf\n")
+    (tmp_path / "other.conf").symlink_to("ld.so.conf")
+    found = finder(tmp_path / "ld.so.conf", LD_LIBRARY_PATH=f"{tmp_path}/env").closure(program, [])
+    assert found.files["libtwo.so"] == two
+
+
 def test_another_architectures_library_and_a_linker_script_are_passed_over(
     program: Path, tmp_path: Path
 ) -> None:

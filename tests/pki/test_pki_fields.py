@@ -53,7 +53,15 @@ def test_secrets_are_fetched_from_where_they_are(tmp_path: Path) -> None:
         ),
         ({"env": "EMPTY"}, "expected a secret in the environment variable EMPTY, but it is empty"),
         ({"file": "empty"}, "expected a secret in the file empty, but it is empty"),
-        ({"file": "none"}, "cannot read a secret from the file none: No such file or directory"),
+        ({"file": "./none"}, "cannot read a secret from the file ./none: No such file or directory"),
+        (
+            {"file": "hvs.CAESIJ"},
+            "cannot read a secret from a file, because what {file: PATH} names (not shown) is not there",
+        ),
+        (
+            {"file": "s" * 300},
+            "cannot read a secret from a file, because what {file: PATH} names (not shown) is not there",
+        ),
         ({"env": "BINARY"}, "expected a secret in the environment variable BINARY, but it is not UTF-8 text"),
         ({"file": "binary"}, "expected a secret in the file binary, but it is not UTF-8 text"),
         (

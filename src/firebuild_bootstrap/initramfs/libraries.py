@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -221,7 +222,12 @@ class LibraryFinder:
         return [entry.replace("${ORIGIN}", origin).replace("$ORIGIN", origin) for entry in elf.search]
 
 
-def _configured(file: Path) -> Iterator[str]:
+def _configured(file: Path, seen: set[str] | None = None) -> Iterator[str]:
+    """Yield the directories that ld.so.conf(5) and what it includes name; each file counts once."""
+    seen = set() if seen is None else seen
+    if (name := os.path.realpath(file)) in seen:
+        return
+    seen.add(name)
     try:
         lines = file.read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -231,6 +237,6 @@ def _configured(file: Path) -> Iterator[str]:
         if words[:1] == ["include"]:
             for pattern in words[1:]:
                 for name in sorted(glob.glob(str(file.parent / pattern))):
-                    yield from _configured(Path(name))
+                    yield from _configured(Path(name), seen)
         elif words:
             yield words[0]
