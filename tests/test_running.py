@@ -279,6 +279,27 @@ def test_only_tests_of_other_folders_and_what_is_imported_are_measured(
     assert missing["product/work.py"] == lines
 
 
+CASES = """
+import sys
+import pytest
+from product.work import work
+
+@pytest.mark.parametrize("number", range(30))
+def test_cases(number):
+    work({0: "other", 10: "two"}.get(number, "one"))
+    assert bool(sys.gettrace()) == (number in [0, 1, 2, 3, 4, 10, 11, 12, 13, 19, 27])
+
+def test_another():
+    assert sys.gettrace()
+"""
+
+
+def test_cases_that_run_nothing_new_are_measured_seldom(tmp_path: Path) -> None:
+    files = {**MEASURED, "unit/test_unit.py": CASES}
+    done = run_of(tmp_path, files, "--cov", "--cov-report=term", "--import-mode=importlib", "unit")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_reasons_are_counted_and_those_of_most_tests_come_first() -> None:
     reports = [SimpleNamespace(longrepr=("file", 1, f"Skipped: {reason}")) for reason in ("a", "b", "b")]
     assert reasons(reports) == ["     2 b", "     1 a"]
