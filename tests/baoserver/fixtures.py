@@ -7,7 +7,7 @@ A test of a shared server mounts its CA at a path of its own (`unique`).
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import count
 
 import pytest
@@ -40,15 +40,28 @@ def unique() -> str:
 @pytest.fixture(scope="session")
 def dev_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevServer]:
     """A dev server for all tests of this process; don't seal it, don't stop it."""
-    with DevServer(tmp_path_factory.mktemp("bao")) as server:
+    with DevServer(tmp_path_factory.mktemp("bao")) as server, _sharing(dev_server=server):
         yield server
 
 
 @pytest.fixture(scope="session")
 def dev_tls_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevServer]:
     """A dev server with TLS for all tests of this process."""
-    with DevServer(tmp_path_factory.mktemp("bao"), tls=True) as server:
+    with DevServer(tmp_path_factory.mktemp("bao"), tls=True) as server, _sharing(dev_tls_server=server):
         yield server
+
+
+_shared: dict[str, Server] = {}  # by the names of their fixtures
+
+
+@contextmanager
+def _sharing(**servers: Server) -> Iterator[None]:
+    _shared.update(servers)
+    try:
+        yield
+    finally:
+        for name in servers:
+            del _shared[name]
 
 
 @pytest.fixture
@@ -77,8 +90,16 @@ _until_the_last = ExitStack()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(nextitem: pytest.Item | None) -> Generator[None]:
-    """End the cluster when no test of its group comes next: idle, it takes a twentieth of a processor."""
+    """End the cluster when no test of its group comes next, and let servers run only for tests that use them.
+
+    Idle, the cluster takes a twentieth of a processor, and each server of each worker a hundredth, to the end.
+    """
     yield
+    for name, server in _shared.items():
+        if nextitem is None or name in getattr(nextitem, "fixturenames", ()):
+            server.process.resume()
+        else:
+            server.process.suspend()
     group = None if nextitem is None else nextitem.get_closest_marker("xdist_group")
     if group is None or group.args[0] != "raft":
         _clusters.clear()

@@ -49,6 +49,7 @@ class Process:
 
     def __init__(self, arguments: Sequence[str], home: Path, log: Path) -> None:
         self._log = log
+        self._suspended = False
         self._log_start = log.stat().st_size if log.exists() else 0
         environ = {"HOME": str(home), "PATH": os.environ.get("PATH", os.defpath)}
         command = ["setpriv", "--pdeathsig", "KILL", str(_BAO), "server", *arguments]
@@ -56,6 +57,11 @@ class Process:
             self._popen = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environ, cwd=home
             )
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._popen.pid
 
     @property
     def is_alive(self) -> bool:
@@ -83,12 +89,15 @@ class Process:
 
     def suspend(self) -> None:
         """Stop it in its tracks: connections are accepted, by the kernel, and nothing answers."""
-        self._popen.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self._popen.pid, os.WSTOPPED)  # all of its threads have stopped
+        if self.is_alive and not self._suspended:
+            self._popen.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, self._popen.pid, os.WSTOPPED)  # all of its threads have stopped
+            self._suspended = True
 
     def resume(self) -> None:
         """Let it go on."""
         self._popen.send_signal(signal.SIGCONT)
+        self._suspended = False
 
     def _end(self, number: signal.Signals) -> None:
         if self.is_alive:

@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 from typing import Literal
+from unittest.mock import Mock
 
 import pytest
 import requests
@@ -35,6 +36,7 @@ from baoserver import (
     sign_policy,
     write_policy,
 )
+from baoserver.fixtures import pytest_runtest_teardown
 from baoserver.process import free_port
 
 pytestmark = pytest.mark.needs("bao")
@@ -158,11 +160,23 @@ def test_a_server_in_memory_can_stay_sealed(tmp_path: Path) -> None:
 
 def test_a_suspended_server_says_nothing_until_it_is_resumed(stored_server: StoredServer) -> None:
     stored_server.process.suspend()
+    stored_server.process.suspend()
     impatient = Api(stored_server.address, timeout=0.5)
     with pytest.raises(requests.Timeout):
         impatient.call("GET", "sys/health")
     stored_server.process.resume()
     assert stored_server.anonymous.call("GET", "sys/health")["sealed"] is False
+
+
+def test_a_shared_server_runs_only_for_tests_that_use_it(dev_server: DevServer) -> None:
+    def stopped_before_a_test_with(*fixtures: str) -> bool:
+        following = Mock(fixturenames=fixtures, get_closest_marker=lambda _: None)
+        assert list(pytest_runtest_teardown(following)) == [None]
+        return "State:\tT" in Path(f"/proc/{dev_server.process.pid}/status").read_text()
+
+    used = [("tmp_path",), ("tmp_path", "dev_server"), (), (), ("dev_server",)]
+    assert [stopped_before_a_test_with(*names) for names in used] == [True, False, True, True, False]
+    assert dev_server.anonymous.request("GET", "sys/health").ok
 
 
 def test_a_taken_port_is_left_to_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
