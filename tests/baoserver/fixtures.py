@@ -90,9 +90,9 @@ _until_the_last = ExitStack()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(nextitem: pytest.Item | None) -> Generator[None]:
-    """End the cluster when no test of its group comes next, and let servers run only for tests that use them.
+    """End the cluster when no test of its group comes next, and suspend servers that it has no use for.
 
-    Idle, the cluster takes a twentieth of a processor, and each server of each worker a hundredth, to the end.
+    Idle, the cluster takes a twentieth of a processor, and each server a hundredth, until the end.
     """
     yield
     for name, server in _shared.items():
