@@ -234,7 +234,8 @@ class SecretRef(Settings):
                 ) from error
             if not str(self.file).startswith(_PATH_BEGINS) and error.errno in _NO_SUCH_FILE:
                 raise SecretError(  # the secret itself, most likely
-                    "cannot read a secret from a file, because what {file: PATH} names (not shown) is not there",
+                    "cannot read a secret from a file, because what {file: PATH} names (not shown) "
+                    "is not there",
                     hint="write the path of the file there, not the secret; one that begins with ./ is shown",
                 ) from None
             raise SecretError(
