@@ -137,3 +137,32 @@ def test_layers_bring_nothing_into_vminit_that_it_does_not_have() -> None:
 def test_a_worker_imports_no_dataclasses() -> None:
     imported = imported_without_site("firebuild_bootstrap.image.worker.__main__")
     assert not {"dataclasses", "inspect", "subprocess", "asyncio", "grpc"} & imported
+
+
+def test_a_cleanup_imports_no_sandbox_where_its_owners_are_everyones(tmp_path: Path) -> None:
+    """Each build starts one."""
+    for part in ("content/1/layer", "names"):
+        (tmp_path / "layers/x" / part).mkdir(parents=True)
+    (tmp_path / "layers/x/names/1").symlink_to("../content/1")
+    retired = tmp_path / "removing/b1.1"
+    retired.mkdir(parents=True)
+    runtime = find_runtime()
+    program = (
+        "import os, sys\n"
+        f"sys.argv = ['cleanup', {str(tmp_path / 'builds/b1')!r}, '', 'x', str(os.getppid())]\n"
+        "os.geteuid = lambda: 0\n"
+        "from firebuild_bootstrap.machine import cleanup\n"
+        "cleanup.main()\n"
+        "print(*sys.modules)\n"
+    )
+    done = subprocess.run(
+        [*runtime.python, "-c", program],
+        env=runtime.env,
+        input=os.fsencode(retired),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    heavy = {"subprocess", "logging", "shutil", "json", "firebuild_bootstrap.sandbox"}
+    assert not heavy & set(done.stdout.decode().split())
+    assert not retired.exists()
+    assert (tmp_path / "layers/x/content/1/durable").exists()

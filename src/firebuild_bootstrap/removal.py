@@ -17,8 +17,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from firebuild_bootstrap.values import dataclass
-
 _DIRECTORY: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_HELD: Final = 10_000
 """Names of subdirectories that are held of one directory at a time; with more, it is read again."""
@@ -26,14 +24,16 @@ _MAX_HELD: Final = 10_000
 _Identity = tuple[int, int]
 
 
-@dataclass(frozen=False)
 class _Level:
     """A directory on the way down: its name above, what it is, and the subdirectories still to go."""
 
-    name: str
-    identity: _Identity
-    rest: list[str]
-    complete: bool = True
+    __slots__ = ("complete", "identity", "name", "rest")
+
+    def __init__(self, name: str, identity: _Identity) -> None:
+        self.name = name
+        self.identity = identity
+        self.rest: list[str] = []
+        self.complete = True
 
 
 def remove_tree(path: Path | str, *, ignore_errors: bool = False) -> None:
@@ -66,7 +66,7 @@ class _Removal:
     def __init__(self, above: str, parent: int) -> None:
         self._above = above
         self._here = parent
-        self._levels = [_Level("", _identity(os.fstat(parent)), [])]
+        self._levels = [_Level("", _identity(os.fstat(parent)))]
         self._device: int | None = None
         self.problem: OSError | None = None
 
@@ -119,7 +119,7 @@ class _Removal:
             return
         os.close(self._here)
         self._here = below
-        level = _Level(name, _identity(os.fstat(below)), [])
+        level = _Level(name, _identity(os.fstat(below)))
         self._levels.append(level)
         self._read(level)
 

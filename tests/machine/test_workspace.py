@@ -258,7 +258,7 @@ def test_the_cleanup_removes_what_its_user_may_and_the_rest_in_the_id_mapping(
         (doomed / "x").mkdir(parents=True)
         with monkeypatch.context() as patch:
             patch.setattr(os, "geteuid", lambda uid=pretended: uid)
-            cleanup.remove(doomed, idmap)
+            cleanup.remove(doomed, lambda: idmap)
         assert not doomed.exists()
 
 
@@ -267,7 +267,9 @@ def test_the_cleanup_waits_for_the_end_of_the_pipe(
 ) -> None:
     doomed = tmp_path / "doomed"
     doomed.mkdir()
-    monkeypatch.setattr(sys, "argv", ["cleanup", str(doomed), json.dumps(idmap.as_json()), str(os.getppid())])
+    monkeypatch.setattr(
+        sys, "argv", ["cleanup", str(doomed), json.dumps(idmap.as_json()), "x", str(os.getppid())]
+    )
     read, write = os.pipe()
     thread = threading.Thread(target=cleanup.main, args=(read,))
     thread.start()

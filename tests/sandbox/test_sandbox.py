@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.orphans import end_orphans
 from firebuild_bootstrap.programs import start_hint
 from firebuild_bootstrap.sandbox import (
     Bind,
@@ -25,7 +26,6 @@ from firebuild_bootstrap.sandbox import (
     Link,
     Runtime,
     Sandbox,
-    end_orphans,
     find_bwrap,
     find_runtime,
     probe,

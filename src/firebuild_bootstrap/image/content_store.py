@@ -20,11 +20,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
 from firebuild_bootstrap.removal import remove_tree
-from firebuild_bootstrap.values import dataclass
 
 Key = tuple[str, ...]
 FoundT = TypeVar("FoundT")
@@ -41,10 +40,11 @@ _OTHER_FILES: Final = 512
 _OWN_FILES: Final = 64
 _ATTEMPTS: Final = 100
 _AT_ONCE: Final = 100
+DURABLE: Final = "durable"
+"""A file in an entry: all of the entry is on the disk."""
 
 
-@dataclass(frozen=True)
-class Staging:
+class Staging(NamedTuple):
     """A private directory that becomes an entry when it is published."""
 
     path: Path
@@ -227,6 +227,26 @@ class ContentStore:
                 return
             for path, lock in doomed:
                 self._remove_locked(path, lock)
+
+    def settle(self, part: str) -> None:
+        """Sweep, and mark what is on the disk (`DURABLE`) after writing it there: where `durable` is off.
+
+        Args:
+            part: name of a file or directory that entries have which are whole.
+
+        Raises:
+            InputError, MachineError, OSError: the store can't be read or written.
+        """
+        if not self.root.is_dir():
+            return
+        self.sweep()
+        contents = (self.root / "content").iterdir()
+        new = [path for path in contents if (path / part).exists() and not (path / DURABLE).exists()]
+        if new:
+            sync_file_system(self.root)
+        for path in new:
+            with suppress(OSError):  # it was discarded meanwhile
+                (path / DURABLE).touch()
 
     def _point(self, key: Key, content: Path) -> None:
         link = self.link(key)

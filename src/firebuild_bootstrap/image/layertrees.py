@@ -29,15 +29,16 @@ from typing import Any, Final, Protocol
 from firebuild_bootstrap.errors import MALFORMED, InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.content_store import (
+    DURABLE,
     ContentStore,
     Staging,
-    sync_file_system,
     try_lock,
     write_whole,
 )
 from firebuild_bootstrap.image.oci import Descriptor
 from firebuild_bootstrap.image.trees import Tree, Trees, allocated, tree_of
 from firebuild_bootstrap.layers.apply import UnpackReport
+from firebuild_bootstrap.sandbox import IdMap
 from firebuild_bootstrap.values import dataclass
 
 # Raised where trees that exist would come out otherwise now.
@@ -47,7 +48,6 @@ _DIGEST: Final = re.compile("sha256:[0-9a-f]{64}")
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _PAUSE: Final = 0.05
 _INFO: Final = "layer.json"
-_DURABLE: Final = "durable"
 _SIZE: Final = "size"
 _FOLDED: Final = 60  # layers, or a multiple of it; a machine mounts 240 with those that it makes
 TREE: Final = "fs"
@@ -500,16 +500,7 @@ class LayerTrees:
 
     def settle(self) -> None:
         """Remove what dead builds left, and note the trees that are on the disk, after writing them there."""
-        if not self.root.is_dir():
-            return
-        self._contents.sweep()
-        contents = (self.root / "content").iterdir()
-        new = [path for path in contents if (path / "layer").exists() and not (path / _DURABLE).exists()]
-        if new:
-            sync_file_system(self.root)
-        for path in new:
-            with suppress(OSError):  # it was discarded meanwhile
-                (path / _DURABLE).touch()
+        self._contents.settle("layer")
 
     def overlay_problem(self, directory: Path) -> str:
         """Say why no overlay can be mounted whose upper directory is on the file system of `directory`.
@@ -565,7 +556,7 @@ class LayerTrees:
         """Read what is known of a tree; None for one that a power failure may have spoiled."""
         try:
             info: dict[str, Any] = json.loads((content / _INFO).read_text("utf-8"))
-            good = info["boot"] == self._boot_id or (content / _DURABLE).exists()
+            good = info["boot"] == self._boot_id or (content / DURABLE).exists()
         except (FileNotFoundError, *MALFORMED):
             return None
         except OSError as error:  # too many open files: that says nothing about the tree
@@ -600,7 +591,12 @@ def making(
 
 def store_name(trees: Trees) -> str:
     """Return the name of the directory of a `LayerTrees`: in another id mapping trees have other owners."""
-    return f"{_FORM}-{trees.sandbox.idmap.key}"
+    return store_name_in(trees.sandbox.idmap)
+
+
+def store_name_in(idmap: IdMap) -> str:
+    """Return what `store_name` does for trees in an id mapping."""
+    return f"{_FORM}-{idmap.key}"
 
 
 def chain_key(below: str, digest: str) -> str:

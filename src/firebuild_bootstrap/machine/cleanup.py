@@ -1,9 +1,10 @@
 """Removes a build's directory after the build is gone, however it went.
 
-Runs as `python -m firebuild_bootstrap.machine.cleanup DIRECTORY ID-MAP FIREBUILD-PID`. Standard input is
-a pipe whose writing ends are held by firebuild and by each of its sandboxes: its end means that all are
-gone. Sandboxes die with firebuild; one that has not a few seconds after it is ended from here. The directory
-is moved out of the way first, by firebuild itself if it leaves in order: it says where to, and does not wait.
+Runs as `python -m firebuild_bootstrap.machine.cleanup DIRECTORY ID-MAP LAYERS FIREBUILD-PID`; LAYERS is the
+name of the store of layers in that mapping. Standard input is a pipe whose writing ends are held by firebuild
+and by each of its sandboxes: its end means that all are gone. Sandboxes die with firebuild; one that has not
+a few seconds after it is ended from here. The directory is moved out of the way first, by firebuild itself
+if it leaves in order: it says where to, and does not wait.
 
 With the store as its only argument it removes what builds left behind whose cleanup died too.
 """
@@ -21,7 +22,7 @@ from firebuild_bootstrap.polling import readable
 
 # Each build starts this program, to wait most of the time: what it does afterwards it imports afterwards.
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from firebuild_bootstrap.sandbox import IdMap
@@ -57,18 +58,19 @@ def retire(directory: Path) -> Path:
     return retired
 
 
-def remove(directory: Path, idmap: IdMap) -> None:
+def remove(directory: Path, idmap: Callable[[], IdMap]) -> None:
     """Remove `directory`: what only its id mapping may remove from in there, and the rest from here."""
-    from firebuild_bootstrap.errors import MachineError
     from firebuild_bootstrap.removal import remove_tree
-    from firebuild_bootstrap.sandbox import Bind, Sandbox, find_runtime
 
     if os.geteuid() != 0:
+        from firebuild_bootstrap.errors import MachineError
+        from firebuild_bootstrap.sandbox import Bind, Sandbox, find_runtime
+
         runtime = find_runtime()
         binds = [*runtime.binds, Bind(directory.parent, "/builds", read_only=False)]
         command = runtime.module("firebuild_bootstrap.removal", f"/builds/{directory.name}")
         with suppress(MachineError):
-            Sandbox(idmap).run(command, binds=binds, env=runtime.env)
+            Sandbox(idmap()).run(command, binds=binds, env=runtime.env)
     remove_tree(directory, ignore_errors=True)
 
 
@@ -105,6 +107,7 @@ def abandoned(folder: Path) -> Iterator[Path]:
 def sweep(store: Path) -> None:
     """Remove what dead builds left in `store`."""
     from firebuild_bootstrap.image.content_store import lock_file
+    from firebuild_bootstrap.image.layertrees import store_name_in
     from firebuild_bootstrap.sandbox import detect
 
     builds = store / "builds"
@@ -115,20 +118,30 @@ def sweep(store: Path) -> None:
     idmap = detect()
     for folder in (store / "removing", builds):
         for entry in abandoned(folder):
-            remove(entry, idmap)
-    settle(store, idmap)
+            remove(entry, lambda: idmap)
+    settle(store, store_name_in(idmap), lambda: idmap)
 
 
-def settle(store: Path, idmap: IdMap) -> None:
-    """Remove what dead commands have half-made in `store`, and see to it that finished layers last."""
+def settle(store: Path, layers: str, idmap: Callable[[], IdMap]) -> None:
+    """Remove what dead commands have half-made in `store`, and see to it that finished layers last.
+
+    Args:
+        layers: name of the store of layers in the id mapping.
+        idmap: returns the id mapping, which few things need.
+    """
     from firebuild_bootstrap.errors import FirebuildError
-    from firebuild_bootstrap.image.layertrees import LayerTrees
-    from firebuild_bootstrap.image.trees import Trees
-    from firebuild_bootstrap.sandbox import Sandbox, end_orphans
+    from firebuild_bootstrap.image.content_store import ContentStore
+    from firebuild_bootstrap.orphans import end_orphans
+
+    def remove_tree(path: Path) -> None:
+        from firebuild_bootstrap.image.trees import Trees
+        from firebuild_bootstrap.sandbox import Sandbox
+
+        Trees(Sandbox(idmap())).remove(path)
 
     end_orphans(store)
     with suppress(FirebuildError, OSError):
-        LayerTrees(store, Trees(Sandbox(idmap))).settle()
+        ContentStore(store / "layers" / layers, remove_tree, durable=False, sweeping=False).settle("layer")
 
 
 def await_end(lifeline: int, parent: int) -> bytes:
@@ -150,7 +163,7 @@ def await_end(lifeline: int, parent: int) -> bytes:
         if left is None and (ready or os.getppid() != parent):
             left = time.monotonic()
         if left is not None and time.monotonic() - left > _GRACE_SECONDS:
-            from firebuild_bootstrap.sandbox import end_holders
+            from firebuild_bootstrap.orphans import end_holders
 
             end_holders(lifeline)
 
@@ -162,15 +175,21 @@ def main(lifeline: int = 0) -> None:
 
         sweep(Path(sys.argv[1]))
         return
-    said = await_end(lifeline, int(sys.argv[3]))
-    import json
+    said = await_end(lifeline, int(sys.argv[4]))
     from pathlib import Path
+
+    directory = Path(sys.argv[1])
+    remove(Path(os.fsdecode(said)) if said else retire(directory), _idmap)
+    settle(directory.parent.parent, sys.argv[3], _idmap)
+
+
+def _idmap() -> IdMap:
+    """Return the id mapping of the arguments."""
+    import json
 
     from firebuild_bootstrap.sandbox import IdMap
 
-    directory, idmap = Path(sys.argv[1]), IdMap.from_json(json.loads(sys.argv[2]))
-    remove(Path(os.fsdecode(said)) if said else retire(directory), idmap)
-    settle(directory.parent.parent, idmap)
+    return IdMap.from_json(json.loads(sys.argv[2]))
 
 
 if __name__ == "__main__":

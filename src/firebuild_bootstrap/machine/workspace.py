@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.content_store import ROOM, lock_file
-from firebuild_bootstrap.image.layertrees import LayerTrees
+from firebuild_bootstrap.image.layertrees import LayerTrees, store_name_in
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.machine.cleanup import LOCK, abandoned, own, retire
 from firebuild_bootstrap.sandbox import IdMap, Runtime, Sandbox, find_runtime
@@ -212,7 +212,8 @@ class Workspace(BuildDirectory):
         return lock
 
     def _start_cleanup(self, lifeline: int) -> subprocess.Popen[bytes]:
-        arguments = [str(self.path), json.dumps(self._idmap.as_json()), str(os.getpid())]
+        idmap = self._idmap
+        arguments = [str(self.path), json.dumps(idmap.as_json()), store_name_in(idmap), str(os.getpid())]
         return _start(
             arguments,
             self.runtime.env,
