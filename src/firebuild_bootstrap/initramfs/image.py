@@ -5,20 +5,19 @@ It is made once for the same inputs, in a form that Linux unpacks, and kept in t
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import os
 import posixpath
 import shutil
 import time
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+import deflate
 import zstandard
 
 from firebuild_bootstrap.errors import InputError, MachineError
@@ -164,8 +163,10 @@ def _read(path: Path) -> bytes:
 
 # --- the file -------------------------------------------------------------------------------------
 
-_ZSTD_LEVEL: Final = 12
-_LZ4: Final = ("-l", "-12", "-z", "-c")  # Linux knows the legacy format only
+# The highest levels save one part in a hundred, for two to four times the time.
+_ZSTD_LEVEL: Final = 9
+_GZIP_LEVEL: Final = 6  # of libdeflate: smaller than zlib's highest, in a tenth of the time
+_LZ4: Final = ("-l", "-9", "-z", "-c")  # Linux knows the legacy format only
 
 
 _MOST_BYTES: Final = 1 << 30  # of a kernel, which is more of it by far
@@ -194,7 +195,7 @@ class Compression(StrEnum):
             case Compression.LZ4:
                 return f"lz4 {_lz4_version()} {_LZ4}"
             case Compression.GZIP:
-                return f"gzip {zlib.ZLIB_RUNTIME_VERSION} 9"
+                return f"gzip libdeflate {deflate.__version__} {_GZIP_LEVEL}"
             case Compression.NONE:
                 return "none"
 
@@ -212,7 +213,7 @@ def compress(data: bytes, how: Compression) -> bytes:
         case Compression.LZ4:
             return run_lz4(*_LZ4, data=data, hint="install the package lz4, or choose --compress zstd")
         case Compression.GZIP:
-            return gzip.compress(data, 9, mtime=0)
+            return bytes(deflate.gzip_compress(data, compresslevel=_GZIP_LEVEL))
         case Compression.NONE:
             return data
 
