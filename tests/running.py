@@ -24,7 +24,7 @@ from xdist.workermanage import WorkerController
 # Seconds of one processor for a test on average: 21 minutes of two processors for 11,600 tests.
 SECONDS_EACH = 0.22
 _PACE = "firebuild/seconds-each"
-# Folders whose tests meet what others meet as well, and take long: they do so at full speed.
+# Folders and files whose tests meet what others meet as well, and take long: they do so at full speed.
 UNMEASURED = frozenset(
     [
         "assurance",
@@ -38,6 +38,8 @@ UNMEASURED = frozenset(
         "pki_ci",
         "pki_cluster",
         "pki_conformance",
+        "test_initramfs_boot.py",
+        "test_memory.py",
     ]
 )
 # Folders that start many short processes, each of which would take twice as long to measure itself: what they
