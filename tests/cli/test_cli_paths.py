@@ -50,6 +50,7 @@ def test_a_file_that_could_not_be_written_in_the_end(here: Cli, option: str, pat
 
 @pytest.mark.parametrize("path", BAD)
 def test_a_directory_that_could_not_be_made(here: Cli, path: str) -> None:
+    assert refused(here, "build", f"--cache-to=type=local,dest={path}", ".").startswith("error: --cache-to: ")
     assert refused(here, "build", f"--keep-on-failure={path}", ".").startswith("error: --keep-on-failure: ")
     refused(here, "ca", "issue", "--server", "b1", "--out", path)
 

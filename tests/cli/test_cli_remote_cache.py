@@ -215,9 +215,16 @@ def test_what_fails_is_told_and_the_build_goes_on_or_has_its_image_at_least(
         small.behaviours.clear()
         machines.build(context, "--cache-to", f"type=registry,ref={ref},mode=max")
 
-        nowhere = machines.build(context, "--cache-to", "type=local,dest=/proc/none", status=2).done
-        assert "/proc/none can't be written" in nowhere.first
-        assert "or name another directory: dest=DIR" in nowhere.err
+        (tmp_path / "odd").mkdir()
+        (tmp_path / "odd/blobs").touch()
+        odd = machines.build(context, "--cache-to", f"type=local,dest={tmp_path}/odd", status=2)
+        assert f"{tmp_path}/odd/blobs/sha256 can't be written: Not a directory" in odd.done.first
+        assert "or name another directory: dest=DIR" in odd.done.err
+        assert odd.of("image-stored")
+        nowhere = machines.build(context, "--cache-to", "type=local,dest=/proc/none", status=2)
+        assert nowhere.done.first.startswith("error: --cache-to: /proc can't be written")
+        assert not nowhere.of("image-stored")
+        machines.build(context, "--cache-to", "type=local,dest=/proc/none,ignore-error=true")
 
         # It answers until the layers are wanted: one failure is enough to do without it.
         small.behaviours.append(always("/blobs/", unavailable))

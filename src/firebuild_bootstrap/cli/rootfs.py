@@ -559,15 +559,21 @@ def _ready(options: _Options) -> Healthcheck | None:
 
 
 def _caches(option: str, given: tuple[str, ...], settings: tuple[str, ...]) -> tuple[CacheSpec, ...]:
-    """Read the remote caches that options name, or else the settings."""
+    """Read the remote caches that options name, or else the settings; directories to write are tried."""
     if not given and not settings:
         return ()
+    from firebuild_bootstrap.cli.paths import check_can_be_made
     from firebuild_bootstrap.image.remotecache import parse_cache
 
+    export = option == "--cache-to"
     try:
-        return tuple(parse_cache(text, export=option == "--cache-to") for text in given or settings)
+        found = tuple(parse_cache(text, export=export) for text in given or settings)
+        for spec in found:
+            if export and spec.type == "local" and not spec.ignore_error:
+                check_can_be_made(spec.directory)
     except InputError as error:
         raise InputError(f"{option}: {error.message}", hint=error.hint) from error
+    return found
 
 
 def _agents(given: tuple[str, ...]) -> dict[str, SshAgent]:
