@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,11 @@ def test_what_is_damaged_or_missing_is_named(tmp_path: Path) -> None:
         (tmp_path / "provenance.json").write_text(text)
         with pytest.raises(MachineError, match=r"provenance\.json is damaged"):
             provenance_of(image)
+    kind = "https://slsa.dev/provenance/v1"
+    for predicate in ({}, [], 1, {"buildDefinition": {"externalParameters": 1}, "runDetails": {"a": 1}}):
+        (tmp_path / "provenance.json").write_text(json.dumps({"predicateType": kind, "predicate": predicate}))
+        with pytest.raises(MachineError, match=r"provenance\.json is damaged"):
+            provenance_of(image, Mode.MIN)
 
 
 def test_what_can_not_be_written_is_an_error(tmp_path: Path) -> None:

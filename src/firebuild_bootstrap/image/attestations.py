@@ -20,7 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.errors import MALFORMED, InputError, MachineError
 from firebuild_bootstrap.image.content_store import write_whole
 from firebuild_bootstrap.image.oci import CONFIG, Descriptor, Index, Manifest, canonical
 from firebuild_bootstrap.image.platforms import Platform
@@ -189,10 +189,21 @@ def provenance_of(image: StoredImage, mode: Mode = Mode.MAX) -> dict[str, Any]:
             + ("it was not built here" if outside else "it was built without it, or by an earlier version"),
             hint="who built it may have attested it" if outside else "build it again with --no-cache",
         )
-    predicate = document.get("predicate")
-    if document.get("predicateType") != PROVENANCE or not isinstance(predicate, dict):
-        raise MachineError(f"{image.directory / _FILE} is damaged", hint="build the image again")
-    return predicate if mode is Mode.MAX else _least(predicate)
+    try:
+        predicate = document["predicate"]
+        whole = (
+            document["predicateType"] == PROVENANCE
+            and predicate["buildDefinition"]
+            and predicate["runDetails"]
+        )
+        if whole:
+            return predicate if mode is Mode.MAX else _least(predicate)
+    except MALFORMED:
+        pass
+    raise MachineError(
+        f"{image.directory / _FILE} is damaged",
+        hint="`firebuild store check --repair` removes it; then build the image again",
+    )
 
 
 def sbom_of(image: StoredImage) -> dict[str, Any] | None:
