@@ -67,7 +67,8 @@ lock: $(READY)
 package: $(READY)
 	$(BIN)/python -m build --no-isolation
 
-$(READY): $(VENV)/.pinned pyproject.toml $(wildcard plugins/*/pyproject.toml)
+# The package has the version.
+$(READY): $(VENV)/.pinned pyproject.toml src/firebuild_bootstrap/__init__.py $(wildcard plugins/*/pyproject.toml)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --no-deps --no-build-isolation --no-index $(foreach package,. $(wildcard plugins/*),--editable $(package))
 	@$(BIN)/python -m compileall -q src  # as an installer does; a start takes twice as long without

@@ -25,9 +25,9 @@ def test_importing_the_package_imports_next_to_nothing() -> None:
     assert not heavy & loaded_by("import firebuild_pki")
 
 
-def test_opening_an_authority_needs_neither_grpc_nor_a_vault_client() -> None:
+def test_opening_an_authority_needs_neither_grpc_nor_a_vault_client_nor_files() -> None:
     loaded = loaded_by("from firebuild_pki import open_authority\nopen_authority().issue_server()")
-    assert not {"grpc", "hvac", "requests"} & loaded
+    assert not {"grpc", "hvac", "requests", "firebuild_pki.pem_files"} & loaded
     assert not [name for name in loaded if name.startswith("firebuild_bootstrap")]
 
 

@@ -21,7 +21,6 @@ from firebuild_pki.chain import parse_certificates
 from firebuild_pki.errors import AuthorityClosed, CAError
 from firebuild_pki.hookspecs import hookimpl
 from firebuild_pki.keys import CAKeyType, CAPrivateKey, make_ca_keys, private_key_pem
-from firebuild_pki.pem_files import Source, expanded, read
 from firebuild_pki.provider import (
     Capability,
     CAProvider,
@@ -148,6 +147,8 @@ class _KeptCA:
     """
 
     def __init__(self, directory: str, key_type: CAKeyType, lifetime: timedelta, backdate: timedelta) -> None:
+        from firebuild_pki.pem_files import expanded  # a CA in memory has no file
+
         self._directory = os.path.abspath(expanded(directory))
         self._key_type = key_type
         self._lifetime = lifetime
@@ -211,6 +212,8 @@ class _KeptCA:
         )
 
     def _load(self) -> tuple[CAPrivateKey, list[x509.Certificate]]:
+        from firebuild_pki.pem_files import Source, read
+
         source = Source("directory", self._path)
         content = read(source)
         content.must_be_private()
