@@ -45,6 +45,7 @@ from firebuild_bootstrap.machine.drivers import (
     start_ahead,
 )
 from firebuild_bootstrap.machine.workspace import BuildDirectory, Workspace
+from firebuild_bootstrap.programs import check_address_space
 from firebuild_bootstrap.provenance import Course, predicate
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.resolving import Resolved, resolve
@@ -206,6 +207,7 @@ class _Build:
             resolved.agents,
         )
         # gRPC's core does not end well without them.
+        check_address_space()
         allow_open_files(_FILES_OF_STAGE * min(len(pending), most_at_once(self._settings.machine)))
         machine = self._machine(results.target)
         ahead = self._start_ahead(resolved, pending, results, machine, cleanup)

@@ -248,7 +248,13 @@ _SURROUNDINGS = frozenset(
 )
 
 
+MORE_FILES: Final = "raise the limit of open files: `ulimit -n`, or LimitNOFILE= of its service"
+MORE_MEMORY: Final = (
+    "raise the limits of memory and processes: ulimit -u and -v, TasksMax= of a service, "
+    "--pids-limit or --memory of docker"
+)
 _NO_THREAD: Final = "can't start new thread"
+_NOT_MAPPED: Final = "failed to map segment from shared object"  # the C library's words
 
 
 def _has_directory() -> bool:
@@ -261,8 +267,16 @@ def _has_directory() -> bool:
 
 def remedy_of(error: OSError) -> str:
     """Say what lets a user do with a file what the system refused."""
-    denied = error.errno in {errno.EACCES, errno.EPERM}  # reading may be what is denied
-    return "let this user read and write there" if denied else MAKE_ROOM
+    match error.errno:
+        case errno.EACCES | errno.EPERM:  # reading may be what is denied
+            return "let this user read and write there"
+        case errno.EMFILE | errno.ENFILE:
+            return MORE_FILES
+        case errno.ENOMEM:
+            return MORE_MEMORY
+        case errno.EIO:
+            return "the disk, or what is between, fails: the kernel's log says more (dmesg)"
+    return MAKE_ROOM
 
 
 def as_user_error(error: BaseException) -> BaseException:
@@ -279,10 +293,13 @@ def as_user_error(error: BaseException) -> BaseException:
             "the current directory is not there any more: it was removed", hint="change to another one: cd /"
         )
     # Python has a RuntimeError without a number for what pthread_create(3) answers with EAGAIN.
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_THREAD in str(error)):
+    # And an ImportError for mmap(2) with ENOMEM where it loads a library.
+    unloaded = isinstance(error, ImportError) and _NOT_MAPPED in str(error)
+    unstarted = isinstance(error, RuntimeError) and _NO_THREAD in str(error)
+    if isinstance(error, MemoryError) or unloaded or unstarted:
         return MachineError(
             "no more memory or threads: the limits of this process or its container are reached",
-            hint="raise them: ulimit -u and -v, TasksMax= of a service, --pids-limit or --memory of docker",
+            hint=MORE_MEMORY,
         )
     if isinstance(error, UnicodeEncodeError) and any("\udc80" <= one <= "\udcff" for one in error.object):
         # Python shows bytes of arguments, environment and file names that are not UTF-8 like this (PEP 383).

@@ -17,7 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final, cast
 
-from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.errors import MORE_FILES, MORE_MEMORY, MachineError
+from firebuild_bootstrap.guest.kernel import address_space_problem
 from firebuild_pki.display import counted
 
 MOST_OUTPUT: Final = 1 << 20
@@ -26,6 +27,7 @@ MOST_OUTPUT: Final = 1 << 20
 SECONDS: Final = 60.0
 """How long a program may take unless told otherwise."""
 
+_ADDRESS_SPACE: Final = 1 << 30  # with less, most builds lose their guest, or end without a word
 _CHECK_SECONDS: Final = 0.2
 _PIECE: Final = 1 << 16
 # All that the program starts inherits it. `ulimit -d` counts KiB.
@@ -50,6 +52,18 @@ def check_children() -> None:
         )
 
 
+def check_address_space() -> None:
+    """Make sure that this process can serve guests.
+
+    Raises:
+        MachineError: it may have too few addresses.
+    """
+    if problem := address_space_problem(_ADDRESS_SPACE):
+        raise MachineError(
+            problem, hint="raise the limit, or use one of memory itself: MemoryMax= of a service"
+        )
+
+
 def start_hint(error: OSError, install: str) -> str:
     """Say what to do about a program that can't be started.
 
@@ -59,11 +73,9 @@ def start_hint(error: OSError, install: str) -> str:
     """
     match error.errno:
         case errno.EMFILE | errno.ENFILE:
-            return "raise the limit of open files: `ulimit -n`, or LimitNOFILE= of its service"
-        case errno.EAGAIN:
-            return "raise the limit of processes: `ulimit -u`, TasksMax= of its service, or the container's"
-        case errno.ENOMEM:
-            return "give it more memory: `ulimit -v`, MemoryMax= of its service, or the container's limit"
+            return MORE_FILES
+        case errno.EAGAIN | errno.ENOMEM:
+            return MORE_MEMORY
         case errno.EACCES:
             return (
                 f"its file has to be executable, and not lie on a file system mounted with noexec; {install}"

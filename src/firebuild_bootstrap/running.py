@@ -32,6 +32,7 @@ from firebuild_bootstrap.machine.base import Machine, PublishedPort
 from firebuild_bootstrap.machine.drivers import make_machine, pointing_to_doctor
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, IDENTITY_WIPE, MetadataDocument
 from firebuild_bootstrap.mmds.document import UserInfo
+from firebuild_bootstrap.programs import check_address_space
 from firebuild_bootstrap.sandbox import SandboxError
 from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import Attach, RunCommand
@@ -211,6 +212,7 @@ class _Run:
 
     def boot(self, name: str, config: ImageConfig, layers: Sequence[Layer]) -> int:
         home, settings = self._home, self._settings
+        check_address_space()
         command = self._command(config)
         self._console.command, self._console.stop_signal = (
             command.argv,

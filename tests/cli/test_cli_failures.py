@@ -148,7 +148,21 @@ def test_an_operating_system_error_without_a_file_is_told_all_the_same(cli: Cli)
         raise OSError(24, "Too many open files")
 
     cli.monkeypatch.setattr(BaseStore, "list", exhausted)
-    assert cli("base", "list", status=6).first == "error: Too many open files"
+    assert cli("base", "list", status=6).err == (
+        "error: Too many open files\n"
+        "  hint: raise the limit of open files: `ulimit -n`, or LimitNOFILE= of its service\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"), [(12, "ulimit -u and -v"), (5, "the kernel's log"), (30, "make room")]
+)
+def test_what_the_system_refuses_has_the_remedy_for_that(cli: Cli, number: int, remedy: str) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(number, "no", "/some/file")
+
+    cli.monkeypatch.setattr(BaseStore, "list", refused)
+    assert remedy in cli("base", "list", status=6).err
 
 
 def test_ctrl_c_outside_a_build_ends_with_130(cli: Cli) -> None:

@@ -356,3 +356,31 @@ def test_a_build_needs_no_more_open_files_than_it_has_stages_for(
     assert done.returncode == 6
     assert "error: this needs 64 open files, and this process may have 60\n" in done.stderr
     assert "raise the limit: `ulimit -Hn 512` as root" in done.stderr
+
+
+def test_a_limit_of_addresses_in_which_grpc_aborts_is_said_in_words(
+    firebuild: Firebuild, tmp_path: Path
+) -> None:
+    arguments = [
+        "rootfs",
+        "--no-cache",
+        "--tag",
+        "few:1",
+        *map(str, write(tmp_path, "FROM host\nRUN touch /1\n")),
+    ]
+    vminit = ["bootstrap", "--mmds", "http://127.0.0.1:1"]
+    for program, given, status, needed in (("firebuild", arguments, 6, 1024), ("vminit", vminit, 70, 512)):
+        limited = ["sh", "-c", 'ulimit -v 400000; exec "$@"', "sh", str(firebuild.program.with_name(program))]
+        done = subprocess.run(
+            [*limited, *given],
+            env=firebuild.environ,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+        )
+        assert done.returncode == status
+        assert (
+            "the limit of this process's address space (ulimit -v) is 390 MiB, "
+            f"and gRPC needs {needed} MiB" in done.stderr
+        )

@@ -46,6 +46,8 @@ from firebuild_pki.errors import Problem
         (FileNotFoundError(2, "No such file or directory"), 70),
         (RuntimeError("can't start new thread"), 6),
         (MemoryError(), 6),
+        (ImportError("x.so: failed to map segment from shared object"), 6),
+        (ImportError("No module named x"), 70),
         (OutputError("x"), 74),
         (Interrupted("x"), 130),
     ],

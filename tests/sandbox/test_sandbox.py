@@ -375,8 +375,8 @@ def test_a_bwrap_that_does_not_work_is_not_taken_for_forbidden_namespaces(
     ("number", "words"),
     [
         (errno.EMFILE, "`ulimit -n`"),
-        (errno.EAGAIN, "`ulimit -u`"),
-        (errno.ENOMEM, "`ulimit -v`"),
+        (errno.EAGAIN, "ulimit -u and -v"),
+        (errno.ENOMEM, "ulimit -u and -v"),
         (errno.EACCES, "noexec; install it"),
         (errno.ENOENT, "install it"),
     ],

@@ -87,6 +87,22 @@ def unshare(flags: int) -> None:
     _check(_libc().unshare(flags), "unshare")
 
 
+def address_space_problem(needed: int) -> str:
+    """Say that this process can have less than `needed` bytes of addresses (ulimit -v); empty if not.
+
+    gRPC's core aborts the process where it gets none, without a word.
+    """
+    import resource  # of no use elsewhere
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY or limit >= needed:
+        return ""
+    return (
+        f"the limit of this process's address space (ulimit -v) is {limit >> 20} MiB, "
+        f"and gRPC needs {needed >> 20} MiB"
+    )
+
+
 def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
     """Mount `source` on `target`; empty strings are passed as NULL."""
     encoded = [os.fsencode(text) if text else None for text in (source, target, kind, data)]

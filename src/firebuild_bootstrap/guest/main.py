@@ -14,11 +14,14 @@ from firebuild_bootstrap import __version__
 from firebuild_bootstrap.locales import ensure_utf8
 
 from .errors import GuestError, complain
+from .kernel import address_space_problem
 from .metadata import DEFAULT_ADDRESS, MetadataClient
 from .units import UNITS, print_flags, print_unit
 
 if TYPE_CHECKING:
     from .enter import Launcher
+
+_ADDRESS_SPACE = 512 << 20
 
 
 def main(arguments: Sequence[str] | None = None, *, alone: bool = False) -> int:
@@ -38,6 +41,8 @@ def main(arguments: Sequence[str] | None = None, *, alone: bool = False) -> int:
     try:
         if parsed.mode != "bootstrap" or parsed.print_flags or parsed.print_unit:
             return _run(parsed)
+        if problem := address_space_problem(_ADDRESS_SPACE):
+            raise GuestError(problem)
         # All that can be done before there are metadata: a host starts its machine while it makes them.
         from .enter import Launcher
 
