@@ -243,7 +243,7 @@ class Interrupted(_Described):
 _SURROUNDINGS = frozenset(
     {
         *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
-        *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+        *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EFBIG),
     }
 )
 
@@ -274,6 +274,10 @@ def remedy_of(error: OSError) -> str:
             return MORE_FILES
         case errno.ENOMEM:
             return MORE_MEMORY
+        case errno.EFBIG:
+            return (
+                "raise the limit of a file's size (`ulimit -f`), or use a file system that takes such files"
+            )
         case errno.EIO:
             return "the disk, or what is between, fails: the kernel's log says more (dmesg)"
     return MAKE_ROOM
@@ -283,7 +287,9 @@ def as_user_error(error: BaseException) -> BaseException:
     """Return the error that explains this one: what a machine or its user did is not a mistake of ours."""
     if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
         # Who copies or renames has two names, and what is full or can't be written is the second.
-        target = error.filename2 if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS} else None
+        target = (
+            error.filename2 if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG} else None
+        )
         name = target or error.filename
         where = f"{name}: " if name else ""
         hint = remedy_of(error)

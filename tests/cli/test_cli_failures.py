@@ -155,7 +155,8 @@ def test_an_operating_system_error_without_a_file_is_told_all_the_same(cli: Cli)
 
 
 @pytest.mark.parametrize(
-    ("number", "remedy"), [(12, "ulimit -u and -v"), (5, "the kernel's log"), (30, "make room")]
+    ("number", "remedy"),
+    [(12, "ulimit -u and -v"), (5, "the kernel's log"), (30, "make room"), (27, "ulimit -f")],
 )
 def test_what_the_system_refuses_has_the_remedy_for_that(cli: Cli, number: int, remedy: str) -> None:
     def refused(*_: object) -> None:

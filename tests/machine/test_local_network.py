@@ -15,6 +15,7 @@ import pytest
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.guest.enter import CONNECTED
+from firebuild_bootstrap.machine import usernet
 from firebuild_bootstrap.machine.usernet import UserNetwork, find_program, resolv_conf
 from machine_qemu import lonely_host
 from machine_qemu.images import busybox_base
@@ -107,6 +108,28 @@ def test_a_program_that_fails_says_why_where_a_step_needs_it(firebuild: Firebuil
     done = firebuild("build", "--no-cache", "-t", "t/own:1", context, environ=environ, status=1)
     assert "Dockerfile:3: step 3/3 failed" in done.stderr
     assert "there is no network for RUN steps: slirp4netns: no tap today" in done.stderr
+
+
+def test_a_program_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usernet, "_BEGIN_SECONDS", 0.2)
+    program = tmp_path / "slirp4netns"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    with closing(UserNetwork(program)) as network, asking(network) as answer:
+        assert answer == f"{program} made no network within 0.2 seconds"
+
+
+@pytest.mark.needs("slirp4netns")
+def test_a_port_can_not_be_published_into_a_network_of_its_own(
+    firebuild: Firebuild,
+) -> None:
+    done = firebuild(
+        "run", "--machine", "local", "--network", "user", "-p", "8080:80", "busybox", "true", status=125
+    )
+    assert done.stderr == (
+        "error: --publish: nothing leads into the network of the command (machine.local.network: user)\n"
+        "  hint: without that a command of local listens on this host itself; qemu publishes ports\n"
+    )
 
 
 def test_a_host_without_the_program_or_the_device_is_told(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.layertrees import TREE, ArchiveLayer, Layer, LayerTrees, StoredLayer, chain_key
 from firebuild_bootstrap.image.outputs import OutputType
 from firebuild_bootstrap.image.trees import MAKE_ROOM, Tree, Trees, tree_of
@@ -21,6 +21,7 @@ from firebuild_bootstrap.machine.base import (
     Listening,
     Machine,
     MachineExit,
+    PublishedPort,
 )
 from firebuild_bootstrap.machine.console import BoundedLog, keep_console
 from firebuild_bootstrap.machine.usernet import UserNetwork, resolv_conf
@@ -83,6 +84,15 @@ class LocalMachine(Machine):
         self._process: SandboxProcess | None = None
         self._notes: tuple[str, ...] | None = None
         self._log: BoundedLog | None = None
+
+    def publish(self, ports: Sequence[PublishedPort]) -> None:
+        """Refuse; see `Machine.publish`."""
+        if ports and self._network is not None:
+            raise InputError(
+                "--publish: nothing leads into the network of the command (machine.local.network: user)",
+                hint="without that a command of local listens on this host itself; qemu publishes ports",
+            )
+        super().publish(ports)
 
     def listen(self) -> Listening:
         """Open a port on this host; see `Machine.listen`."""

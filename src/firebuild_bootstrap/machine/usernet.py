@@ -16,6 +16,7 @@ from typing import IO, Final, cast
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.guest.enter import CONNECT, CONNECTED
 from firebuild_bootstrap.machine.console import BoundedLog
+from firebuild_bootstrap.polling import readable
 
 PROGRAM: Final = "slirp4netns"
 TUN: Final = Path("/dev/net/tun")
@@ -25,6 +26,7 @@ _DEVICE: Final = "uplink"
 _MTU: Final = 65520
 # slirp4netns(1): what is asked there, the host's own name server is asked, wherever that is.
 _NAME_SERVER: Final = "10.0.2.3"
+_BEGIN_SECONDS: Final = 30.0
 _END_SECONDS: Final = 5.0
 _CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: process, user, group
 
@@ -98,6 +100,9 @@ class UserNetwork:
                     self._process = _Program(arguments, (ready_write, self._exit_read))
                 finally:
                     os.close(ready_write)
+                if not readable(ready, seconds=_BEGIN_SECONDS):
+                    self._process.end(0)
+                    return f"{self._program} made no network within {_BEGIN_SECONDS:g} seconds".encode()
                 return CONNECTED if ready.read(1) else self._process.last_words().encode()
         except OSError as error:
             return f"{self._program}: {error.strerror}".encode()
