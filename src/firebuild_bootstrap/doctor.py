@@ -199,9 +199,12 @@ def _kvm() -> Finding:
         return Finding("kvm", Level.OK, "makes virtual machines")
     problem = guest_problem()
     if problem:
-        hint = "the host above this one may not pass virtualisation on; qemu emulates, local does without"
+        hint = (
+            "a virtual machine may not pass virtualisation on, and a busy one take longer; "
+            "qemu tries it with its own kernel, and emulates; local does without"
+        )
         return Finding("kvm", Level.LIMITED, f"makes virtual machines, but {problem}", hint)
-    return Finding("kvm", Level.OK, "runs a guest")
+    return Finding("kvm", Level.OK, "runs a guest of a few bytes")
 
 
 def _driver(driver: str, settings: BuildSettings, home: Home, workspace: BuildDirectory) -> Iterator[Finding]:

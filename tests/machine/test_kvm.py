@@ -65,7 +65,7 @@ def test_a_guest_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "python").write_text("#!/bin/sh\nexec sleep 600\n")
     (tmp_path / "python").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    assert guest_problem(0.2) == "a guest did not execute one instruction within 0.2 seconds"
+    assert guest_problem(0.2) == "nothing of a guest was seen within 0.2 seconds"
 
 
 def test_a_trial_that_cannot_be_made_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,4 +111,13 @@ def test_a_guest_that_did_something_else_is_not_taken_for_one_that_ran(
     not os.access(KVM, os.R_OK | os.W_OK), reason="there is no KVM here that this user may use"
 )
 def test_whatever_kvm_is_here_the_trial_ends_with_an_answer() -> None:
-    assert guest_problem() in {"", "a guest did not execute one instruction within 5 seconds"}
+    assert guest_problem() in {"", "nothing of a guest was seen within 5 seconds"}
+
+
+def test_the_trial_takes_no_module_from_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mmap.py").write_text("open('taken', 'w')\n")
+    guest_problem()
+    assert os.listdir() == ["mmap.py"]

@@ -62,7 +62,7 @@ def test_where_a_kernel_starts_kvm_is_taken(host: Host) -> None:
 def test_where_none_starts_software_is_taken_and_the_cause_named(host: Host, script: str, why: str) -> None:
     host.install(script)
     found = host.choose(1 if script == HANGS else 30)
-    assert found == (Accelerator.TCG, f"{host.device} does not work here: {why}")
+    assert found == (Accelerator.TCG, f"not under {host.device}: {why}")
 
 
 def test_a_success_is_kept_until_the_program_changes(host: Host) -> None:

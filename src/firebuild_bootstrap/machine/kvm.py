@@ -109,11 +109,11 @@ def guest_problem(seconds: float = _SECONDS) -> str:
     Args:
         seconds: how long it may take.
     """
-    command = [sys.executable, "-m", __name__]
+    command = [sys.executable, "-P", "-m", __name__]  # nothing of the current directory
     try:
         done = run_program(command, seconds=seconds)
     except LimitExceeded:
-        return f"a guest did not execute one instruction within {counted(seconds, 'second')}"
+        return f"nothing of a guest was seen within {counted(seconds, 'second')}"
     except OSError as error:
         return f"the trial could not be started: {error.strerror}"
     words = done.stderr.decode("utf-8", "replace").strip().splitlines()

@@ -108,7 +108,7 @@ def choose(trial: Trial, memory: Path, *, clock: Callable[[], float] = time.time
         known = {"problem": trial.boot(Accelerator.KVM), "at": clock()}
         _remember(memory, key, known)
     problem = str(known["problem"])
-    return (Accelerator.TCG, f"{device} does not work here: {problem}") if problem else (Accelerator.KVM, "")
+    return (Accelerator.TCG, f"not under {device}: {problem}") if problem else (Accelerator.KVM, "")
 
 
 def _key(trial: Trial) -> str:
