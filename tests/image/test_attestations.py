@@ -102,7 +102,9 @@ def test_what_is_damaged_or_missing_is_named(tmp_path: Path) -> None:
         with pytest.raises(MachineError, match=r"provenance\.json is damaged"):
             provenance_of(image)
     kind = "https://slsa.dev/provenance/v1"
-    for predicate in ({}, [], 1, {"buildDefinition": {"externalParameters": 1}, "runDetails": {"a": 1}}):
+    parts = {"buildDefinition": {"externalParameters": 1}, "runDetails": {"a": 1}}
+    damaged: list[object] = [{}, [], 1, parts]
+    for predicate in damaged:
         (tmp_path / "provenance.json").write_text(json.dumps({"predicateType": kind, "predicate": predicate}))
         with pytest.raises(MachineError, match=r"provenance\.json is damaged"):
             provenance_of(image, Mode.MIN)
