@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -101,11 +100,10 @@ def test_what_is_damaged_or_missing_is_named(tmp_path: Path) -> None:
         (tmp_path / "provenance.json").write_text(text)
         with pytest.raises(MachineError, match=r"provenance\.json is damaged"):
             provenance_of(image)
-    kind = "https://slsa.dev/provenance/v1"
-    parts = {"buildDefinition": {"externalParameters": 1}, "runDetails": {"a": 1}}
-    damaged: list[object] = [{}, [], 1, parts]
-    for predicate in damaged:
-        (tmp_path / "provenance.json").write_text(json.dumps({"predicateType": kind, "predicate": predicate}))
+    odd = '{"buildDefinition": {"externalParameters": 1}, "runDetails": {"a": 1}}'
+    for predicate in ("{}", "[]", "1", odd):
+        text = f'{{"predicateType": "https://slsa.dev/provenance/v1", "predicate": {predicate}}}'
+        (tmp_path / "provenance.json").write_text(text)
         with pytest.raises(MachineError, match=r"provenance\.json is damaged"):
             provenance_of(image, Mode.MIN)
 
