@@ -133,6 +133,12 @@ def test_several_images_without_a_platform_are_told() -> None:
         found.choose(AMD64)
 
 
+def test_an_image_that_is_listed_twice_is_one() -> None:
+    found = parse_manifest(json.dumps({"manifests": [blob("it", MANIFEST)] * 2}).encode())
+    assert isinstance(found, Index)
+    assert found.choose(AMD64).digest == digest_of(b"it")
+
+
 def test_what_an_index_has_instead_of_images_is_told() -> None:
     old = "application/vnd.docker.distribution.manifest.v1+prettyjws"
     found = parse_manifest(json.dumps({"manifests": [blob("it", old)]}).encode())

@@ -203,10 +203,10 @@ class Index:
                 if each.platform == wanted and each.is_image:
                     return each
         images = [each for each in self.manifests if each.is_image]
-        unsaid = [each for each in images if each.platform is None]
-        if len(unsaid) == 1:
+        unsaid = list({each.digest: each for each in images if each.platform is None}.values())
+        if len(unsaid) == 1:  # though it may be listed more than once
             return unsaid[0]
-        if images and len(unsaid) == len(images):
+        if unsaid and all(each.platform is None for each in images):
             raise InputError(
                 f"there are {len(unsaid)} images under one name, none of which says its platform",
                 hint="name one by its digest, or give each a tag of its own",
