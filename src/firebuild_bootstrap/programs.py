@@ -64,6 +64,12 @@ def check_address_space() -> None:
         )
 
 
+def start_problem(program: str | Path, error: OSError) -> str:
+    """Say why a program can't be started: what is missing may be /dev/null, which `subprocess` opens."""
+    missing = "" if error.filename in (None, str(program)) else f"{error.filename}: "
+    return f"{program} can't be started: {missing}{error.strerror}"
+
+
 def start_hint(error: OSError, install: str) -> str:
     """Say what to do about a program that can't be started.
 
@@ -71,6 +77,8 @@ def start_hint(error: OSError, install: str) -> str:
         error: of execve(2) or fork(2).
         install: where the program comes from: `install the package x`.
     """
+    if error.filename == os.devnull:
+        return "firebuild needs a /dev with its usual devices, as containers have it"
     match error.errno:
         case errno.EMFILE | errno.ENFILE:
             return MORE_FILES

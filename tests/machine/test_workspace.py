@@ -110,7 +110,7 @@ def test_without_python_there_is_no_workspace(
 ) -> None:
     runtime = find_runtime()
     monkeypatch.setattr(sys, "executable", "/no/python")
-    with pytest.raises(MachineError, match="/no/python: No such file"):
+    with pytest.raises(MachineError, match="/no/python can't be started: No such file"):
         Workspace(tmp_path, "b-1", idmap, runtime=runtime)
 
 

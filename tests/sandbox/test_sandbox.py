@@ -17,7 +17,7 @@ import pytest
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.orphans import end_orphans
-from firebuild_bootstrap.programs import start_hint
+from firebuild_bootstrap.programs import start_hint, start_problem
 from firebuild_bootstrap.sandbox import (
     Bind,
     IdMap,
@@ -383,6 +383,13 @@ def test_a_bwrap_that_does_not_work_is_not_taken_for_forbidden_namespaces(
 )
 def test_a_program_that_can_t_be_started_gets_the_remedy_for_that(number: int, words: str) -> None:
     assert words in start_hint(OSError(number, ""), "install it")
+
+
+def test_what_a_program_can_t_be_started_without_is_named() -> None:
+    own, other = OSError(2, "No such file", "/usr/bin/x"), OSError(2, "No such file", "/dev/null")
+    assert start_problem("/usr/bin/x", own) == "/usr/bin/x can't be started: No such file"
+    assert start_problem("/usr/bin/x", other) == "/usr/bin/x can't be started: /dev/null: No such file"
+    assert "a /dev with its usual devices" in start_hint(other, "install it")
 
 
 @pytest.mark.parametrize("named", [False, True])

@@ -22,6 +22,7 @@ from firebuild_bootstrap.image.content_store import ROOM, lock_file
 from firebuild_bootstrap.image.layertrees import LayerTrees, store_name_in
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.machine.cleanup import LOCK, abandoned, own, retire
+from firebuild_bootstrap.programs import start_hint, start_problem
 from firebuild_bootstrap.sandbox import IdMap, Runtime, Sandbox, find_runtime
 
 if TYPE_CHECKING:
@@ -277,7 +278,8 @@ def _start(arguments: Sequence[str], env: Mapping[str, str], **options: Any) -> 
             **options,
         )
     except OSError as error:
-        raise MachineError(f"{sys.executable}: {error.strerror}") from error
+        hint = start_hint(error, "is the Python that runs firebuild still there?")
+        raise MachineError(start_problem(sys.executable, error), hint=hint) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -19,7 +19,14 @@ from firebuild_bootstrap import wire
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.orphans import end_holders
 from firebuild_bootstrap.polling import readable
-from firebuild_bootstrap.programs import LimitExceeded, check_children, converse, run_program, start_hint
+from firebuild_bootstrap.programs import (
+    LimitExceeded,
+    check_children,
+    converse,
+    run_program,
+    start_hint,
+    start_problem,
+)
 from firebuild_bootstrap.sandbox.idmap import Host, IdMap, IdMode, IdRange, candidates, refused, single
 from firebuild_bootstrap.sandbox.process import SandboxProcess, close_streams
 from firebuild_bootstrap.sandbox.runtime import Bind, Link
@@ -248,7 +255,7 @@ class Sandbox:
             os.close(info_read)
             os.close(hold_write)
             hint = start_hint(error, _INSTALL)
-            raise SandboxError(f"{self._bwrap} can't be started: {error.strerror}", hint=hint) from error
+            raise SandboxError(start_problem(self._bwrap, error), hint=hint) from error
         finally:
             os.close(info_write)
             os.close(hold_read)
