@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -164,6 +165,20 @@ def test_what_the_system_refuses_has_the_remedy_for_that(cli: Cli, number: int, 
 
     cli.monkeypatch.setattr(BaseStore, "list", refused)
     assert remedy in cli("base", "list", status=6).err
+
+
+def test_a_command_leaves_no_file_open(cli: Cli) -> None:
+    def each() -> int:
+        cli("images", "list")
+        cli("config", "show")
+        cli("ca", "check")
+        cli("build", "--check", "missing", status=2)
+        cli("no-such-command", status=2)
+        gc.collect()  # what wakes the threads of gRPC goes with them
+        return len(os.listdir("/proc/self/fd"))
+
+    once = each()
+    assert [each(), each()] == [once, once]
 
 
 def test_ctrl_c_outside_a_build_ends_with_130(cli: Cli) -> None:

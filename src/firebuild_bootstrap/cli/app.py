@@ -92,7 +92,6 @@ def main(answer: int | None = None) -> None:
             status = app(prog_name="firebuild", standalone_mode=False, obj=answer)
     except (Exception, Interrupted, KeyboardInterrupt) as error:
         status = report(interrupts.instead_of(error))
-    gc.freeze()  # nor does the end of the process have to look through them
     for number in SIGNALS:
         # As it ends, Python gives handled signals back to the system, which would end it without its status.
         signal.signal(number, signal.SIG_IGN)

@@ -86,22 +86,22 @@ def guarded_stdout() -> Iterator[None]:
     _open_standard_descriptors()
     out = fcntl.fcntl(_STDOUT, fcntl.F_DUPFD_CLOEXEC, _STDERR + 1)
     os.dup2(_STDERR, _STDOUT)
-    raw = _Guarded(out, "wb", closefd=False)
+    raw = _Guarded(out, "wb")
     before, original = sys.stdout, sys.__stdout__
     encoding, errors = (before.encoding, before.errors) if before else ("utf-8", "surrogateescape")
-    sys.stdout = _Stdout(
-        io.BufferedWriter(raw), encoding=encoding, errors=errors, line_buffering=raw.isatty()
-    )
-    sys.__stdout__ = sys.stdout  # type: ignore[misc]  # shutil asks it for the width of the terminal
+    ours = _Stdout(io.BufferedWriter(raw), encoding=encoding, errors=errors, line_buffering=raw.isatty())
+    sys.stdout = ours
+    sys.__stdout__ = ours  # type: ignore[misc]  # shutil asks it for the width of the terminal
     try:
         yield
-        sys.stdout.flush()
+        ours.flush()
         if raw.lost is not None:
             raise raw.lost
     finally:
         raw.closing = True
         sys.stdout, sys.__stdout__ = before, original  # type: ignore[misc]
         os.dup2(out, _STDOUT)
+        ours.close()
 
 
 class _GuardedStderr(_Guarded):
