@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
@@ -132,8 +132,10 @@ def stdout_to_show() -> TextIO | None:
 
     None where the caller has closed it, who wants to see nothing.
     """
-    flags = fcntl.fcntl(sys.stdout.fileno(), fcntl.F_GETFL)
-    return None if flags & os.O_ACCMODE == os.O_RDONLY else sys.stdout
+    with suppress(io.UnsupportedOperation):  # whoever runs the command in their process has put a text there
+        if fcntl.fcntl(sys.stdout.fileno(), fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            return None
+    return sys.stdout
 
 
 def check_stdout(on_a_terminal: InputError) -> None:
