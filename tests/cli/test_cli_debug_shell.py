@@ -104,6 +104,18 @@ def test_a_terminal_that_hangs_up_ends_the_build(context: Path) -> None:
     assert leftovers(context) == []
 
 
+@pytest.mark.needs("ids")
+def test_the_shell_is_on_the_terminal_wherever_errors_go(context: Path) -> None:
+    environ = {**os.environ, "FIREBUILD_HOME": str(context)}
+    command = f"exec {BIN / 'firebuild'} build --debug-shell --secret id=word,src=word . 2>words"
+    with on_terminal(Path("/bin/sh"), "-c", command, environ=environ) as user:
+        user.read("$ ")
+        user.type("cat half; exit\n")
+        assert "begun\r\n" in user.read()
+        assert user.status() == 1
+    assert "begun" not in Path("words").read_text()
+
+
 def test_lines_of_json_do_not_share_a_terminal_with_a_shell(context: Path) -> None:
     with building(context, "--progress=rawjson") as user:
         said = user.read()

@@ -200,4 +200,4 @@ def _read() -> bytes:
 
 def _write(data: bytes) -> None:
     with suppress(OSError):  # the terminal has gone; the signal that comes with that ends the build
-        write_all(1, data)
+        write_all(sys.stdout.fileno(), data)
