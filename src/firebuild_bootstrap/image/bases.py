@@ -278,7 +278,7 @@ class BaseStore:
             layers: tuple[Layer, ...] = (old,)
             _check_digest(wanted, f"the image {image.tag}", old.digest)
         else:
-            layers = image.layers(store_name(self._trees()))
+            layers = image.layers(store_name(self._trees().sandbox.idmap))
             if wanted.digest and not _has_digest(image, wanted):
                 _check_digest(wanted, f"the image {image.tag}", self._identify(image))
             self._unpack(image)

@@ -53,7 +53,7 @@ class SnapshotDrives:
     def __init__(
         self, home: Path, trees: Trees, stored: LayerTrees, *, check: Callable[[], None] = lambda: None
     ) -> None:
-        self._root = home / "drives" / store_name(trees)
+        self._root = home / "drives" / store_name(trees.sandbox.idmap)
         self._trees = trees
         self._stored = stored
         self._check = check

@@ -134,7 +134,7 @@ class LayerTrees:
 
     def __init__(self, home: Path, trees: Trees, *, check: Callable[[], None] = lambda: None) -> None:
         self.home = home
-        self.root = home / "layers" / store_name(trees)
+        self.root = home / "layers" / store_name(trees.sandbox.idmap)
         self._trees = trees
         self._check = check
         self._contents = ContentStore(self.root, trees.remove, durable=False, sweeping=False)
@@ -589,13 +589,8 @@ def making(
         os.close(descriptor)
 
 
-def store_name(trees: Trees) -> str:
+def store_name(idmap: IdMap) -> str:
     """Return the name of the directory of a `LayerTrees`: in another id mapping trees have other owners."""
-    return store_name_in(trees.sandbox.idmap)
-
-
-def store_name_in(idmap: IdMap) -> str:
-    """Return what `store_name` does for trees in an id mapping."""
     return f"{_FORM}-{idmap.key}"
 
 

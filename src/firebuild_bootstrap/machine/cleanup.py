@@ -107,7 +107,7 @@ def abandoned(folder: Path) -> Iterator[Path]:
 def sweep(store: Path) -> None:
     """Remove what dead builds left in `store`."""
     from firebuild_bootstrap.image.content_store import lock_file
-    from firebuild_bootstrap.image.layertrees import store_name_in
+    from firebuild_bootstrap.image.layertrees import store_name
     from firebuild_bootstrap.sandbox import detect
 
     builds = store / "builds"
@@ -119,7 +119,7 @@ def sweep(store: Path) -> None:
     for folder in (store / "removing", builds):
         for entry in abandoned(folder):
             remove(entry, lambda: idmap)
-    settle(store, store_name_in(idmap), lambda: idmap)
+    settle(store, store_name(idmap), lambda: idmap)
 
 
 def settle(store: Path, layers: str, idmap: Callable[[], IdMap]) -> None:

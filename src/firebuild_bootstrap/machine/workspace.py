@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.content_store import ROOM, lock_file
-from firebuild_bootstrap.image.layertrees import LayerTrees, store_name_in
+from firebuild_bootstrap.image.layertrees import LayerTrees, store_name
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.machine.cleanup import LOCK, abandoned, own, retire
 from firebuild_bootstrap.programs import start_hint, start_problem
@@ -214,7 +214,7 @@ class Workspace(BuildDirectory):
 
     def _start_cleanup(self, lifeline: int) -> subprocess.Popen[bytes]:
         idmap = self._idmap
-        arguments = [str(self.path), json.dumps(idmap.as_json()), store_name_in(idmap), str(os.getpid())]
+        arguments = [str(self.path), json.dumps(idmap.as_json()), store_name(idmap), str(os.getpid())]
         return _start(
             arguments,
             self.runtime.env,
