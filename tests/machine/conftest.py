@@ -34,6 +34,7 @@ def as_tester(tmp_path: Path, public_packages: str) -> Iterator[AsTester]:
     os.chown(home, user.pw_uid, user.pw_gid)
     python = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
     env = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONPATH": public_packages}
+    env["PYTHONFAULTHANDLER"] = "1"  # an end by SIGSEGV says where
 
     def run(script: str) -> str:
         command = [python, "-sSP", "-c", script]
@@ -49,7 +50,7 @@ def as_tester(tmp_path: Path, public_packages: str) -> Iterator[AsTester]:
             timeout=60,
             check=False,
         )
-        assert done.returncode in (0, -9), done.stderr
+        assert done.returncode in (0, -9), f"status {done.returncode}: {done.stderr}"
         return done.stdout
 
     yield run

@@ -15,14 +15,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from baoserver import DevServer, add_role, create_token, mount_pki, sign_policy, write_policy
-from firebuild_bootstrap.layers.tar import Entry
+from firebuild_bootstrap.layers.tar import FILE, Entry
 from firebuild_bootstrap.layers.tree import upper_entries
 from firebuild_bootstrap.machine.usernet import TUN
 from machine_qemu import lonely_host
@@ -159,7 +159,7 @@ def layers_of(home: Path) -> dict[str, list[tuple[Entry, int]]]:
     for key in (store / "cache/keys").iterdir():
         entries = []
         for entry, content in upper_entries(str(store / "names" / os.readlink(key) / "layer/fs")):
-            data = hash(os.pread(content, entry.size, 0)) if isinstance(content, int) else 0
+            data = hash(os.pread(cast(int, content), entry.size, 0)) if entry.kind == FILE else 0
             entries.append(
                 (entry._replace(mtime_ns=min(entry.mtime_ns, EPOCH * 10**9), xattrs=dict(entry.xattrs)), data)
             )

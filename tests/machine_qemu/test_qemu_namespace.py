@@ -51,8 +51,11 @@ def namespace(sandbox: Sandbox, runtime: Runtime) -> Iterator[MachineNamespace]:
 
 def finish(namespace: MachineNamespace, argv: Sequence[str], *files: HandedFile, **more: Any) -> str:
     namespace.run(argv, files, **more)
-    assert namespace.process.wait(60) == 0
-    return namespace.output.read().decode()
+    status = namespace.process.wait(60)
+    namespace.process.kill()  # so that there is an end to what it has written
+    said = namespace.output.read().decode()
+    assert status == 0, said
+    return said
 
 
 @pytest.fixture
