@@ -18,10 +18,9 @@ from assurance.hosts import Host, Seen, good_guest, meanwhile
 from assurance.trials import Effort, damaged, trial
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.legacy.handlers import HELLO
 from firebuild_bootstrap.service import Limits
 from firebuild_pki import TLSMaterial
-from service.conftest import GUEST, SERVER, SERVER_AUTH, Caller, Guest, Workshop
+from service.conftest import GUEST, SERVER, SERVER_AUTH, Caller, Guest, OldGuest, Workshop
 
 LIMITS: Final = Limits(
     initial_timeout=20,
@@ -94,8 +93,8 @@ class Enemy:
     chance: random.Random
     callers: list[Caller] = field(default_factory=list)
 
-    def caller(self, *, hello: bool = True) -> Caller:
-        self.callers.append(Caller(self.address, self.material, hello=hello))
+    def caller(self) -> Caller:
+        self.callers.append(Caller(self.address, self.material))
         return self.callers[-1]
 
     def guest(self, *, hello: bool = True) -> Guest:
@@ -256,41 +255,37 @@ def unread_files(enemy: Enemy) -> None:
 # --- in the calls of old -----------------------------------------------------------------------------
 
 
-def begun(enemy: Enemy) -> Caller:
-    caller = enemy.caller(hello=enemy.chance.random() < 0.6)
-    caller.commands()
-    return caller
+def begun(enemy: Enemy) -> OldGuest:
+    return OldGuest(enemy.caller())
 
 
 def foreign_resources(enemy: Enemy) -> None:
-    caller = begun(enemy)
+    caller = begun(enemy).calls
     list(caller.resource(text(enemy.chance)[:100_000], enemy.chance.choice(("", "base", "../..", "\0"))))
     caller.success()
 
 
+def a_mark(old: OldGuest, chance: random.Random) -> str:
+    """Something that a script can say, with anything in it, and perhaps not all of it."""
+    value = chance.choice(("", "0", "0", "7", "256", "YWJj", text(chance)[:1000]))
+    mark = old.mark(chance.choice("PBDEXZ"), chance.choice((2, 3, 4, *NUMBERS)), value)
+    return mark if chance.random() < 0.8 else mark[: chance.randrange(len(mark))]
+
+
 def calls_by_chance(enemy: Enemy) -> None:
-    caller, chance = begun(enemy), enemy.chance
+    old, chance = begun(enemy), enemy.chance
+    caller = old.calls
     for _ in range(chance.randint(1, 30)):
-        event = pb.StepEvent(
-            kind=chance.choice(("UNSPECIFIED", "STARTED", "FINISHED")),
-            exit_code=chance.choice(NUMBERS),
-            duration_ms=chance.choice((0, -1, 2**62)),
-        )
-        log = pb.LogMessage(
-            line=[text(chance)[:1000]] if chance.random() < 0.5 else [],
-            data=data(chance),
-            step=chance.choice(NUMBERS),
-            event=event if chance.random() < 0.3 else None,
-        )
+        said = [chance.choice((a_mark(old, chance), text(chance)[:1000])) for _ in range(chance.randrange(4))]
         match chance.choice(("StdOut", "StdErr", "Ping", "Resource", "Abort", "Commands", "Nothing")):
             case "StdOut" | "StdErr" as method:
-                caller.unary(method, log)
+                caller.say(*said, method=method)
             case "Ping":
                 caller.ping(text(chance)[:100_000])
             case "Resource":
-                next(iter(caller.resource(text(chance)[:1000])))
+                next(iter(caller.resource(chance.choice(("step-2/1", text(chance)[:1000])))))
             case "Abort":
-                caller.unary("Abort", pb.AbortRequest(error=text(chance), step=chance.choice(NUMBERS)))
+                caller.abort(text(chance))
             case "Commands":
                 caller.commands()
             case _:
@@ -299,37 +294,38 @@ def calls_by_chance(enemy: Enemy) -> None:
 
 
 def bytes_by_chance(enemy: Enemy) -> None:
-    caller, chance = begun(enemy), enemy.chance
+    caller, chance = begun(enemy).calls, enemy.chance
     for _ in range(chance.randint(1, 10)):
         method = chance.choice(("Commands", "StdOut", "StdErr", "Resource", "Ping", "Abort", "Success"))
         raw: Any = caller.channel.unary_stream(wire.method(method))
-        list(raw(damaged(chance, data(chance)[:1000]), timeout=10, metadata=(HELLO,)))
+        list(raw(damaged(chance, data(chance)[:1000]), timeout=10))
 
 
 def false_success(enemy: Enemy) -> None:
-    caller = begun(enemy)
+    old = begun(enemy)
     for step in enemy.chance.sample((2, 3, 4), enemy.chance.randint(0, 2)):
-        caller.report(step)
-        caller.report(step, enemy.chance.choice((0, 0, 7)))
-    caller.success()
+        old.report("B", step)
+        old.report("E", step, enemy.chance.choice(("0", "0", "7")))
+    old.calls.success()
 
 
 def floods_of_calls(enemy: Enemy) -> None:
     """Calls of which no answer is read, over several connections."""
     chance, open_calls = enemy.chance, []
+    begun(enemy)
     requests = (
-        ("StdOut", pb.LogMessage(data=bytes(chance.randrange(4_000_000)), step=2)),
-        ("StdOut", pb.LogMessage(line=[""] * chance.randrange(500_000), step=2)),
+        ("StdOut", pb.LogMessage(line=["x" * chance.randrange(4_000_000)])),
+        ("StdOut", pb.LogMessage(line=[""] * chance.randrange(500_000))),
         ("Commands", pb.Empty()),
         ("Ping", pb.PingRequest(id="x" * chance.randrange(200_000))),
-        ("Resource", pb.ResourceRequest(path="step-2")),
-        ("Abort", pb.AbortRequest(error="\x1b" * chance.randrange(4_000_000), step=2)),
+        ("Resource", pb.ResourceRequest(path="step-2/1")),
+        ("Abort", pb.AbortRequest(error="\x1b" * chance.randrange(4_000_000))),
     )
     for _ in range(chance.randint(1, 12)):
         channel = enemy.caller().channel
         for method, request in chance.choices(requests[: chance.choice((2, 5, 6))], k=20):
             stream: Any = channel.unary_stream(wire.method(method))
-            open_calls.append(stream(request.SerializeToString(), metadata=(HELLO,), timeout=20))
+            open_calls.append(stream(request.SerializeToString(), timeout=20))
     time.sleep(chance.random())
     for call in open_calls[::2]:
         call.cancel()
@@ -337,7 +333,7 @@ def floods_of_calls(enemy: Enemy) -> None:
 
 
 def both_ways(enemy: Enemy) -> None:
-    caller = begun(enemy)
+    caller = begun(enemy).calls
     enemy.guest().end()
     caller.success()
 
@@ -345,7 +341,7 @@ def both_ways(enemy: Enemy) -> None:
 def after_the_end(enemy: Enemy) -> None:
     """Give up, and go on calling."""
     caller = enemy.caller()
-    caller.unary("Abort", pb.AbortRequest(error=text(enemy.chance)[:1000], reason="command"))
+    caller.abort(text(enemy.chance)[:1000])
     for call in (caller.commands, caller.ping, caller.success, lambda: list(caller.resource("step-2"))):
         with pytest.raises(grpc.RpcError, match="the build has ended"):
             call()

@@ -27,7 +27,7 @@ from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.legacy.scripts import encode_command
 from firebuild_bootstrap.removal import remove_tree
 from firebuild_bootstrap.sandbox import Bind, IdMap, Runtime, detect, find_runtime
-from guest.build import Build, copy_command, make_image, run_command, workdir_command
+from guest.build import Build, copy_command, make_image, run_command
 from guest.pki import SERVER_NAME, Authority, Pki
 from guest.server import END, BuildServer, chunk, group, header, member, piece
 from support import eventually, family, highest_peak
@@ -310,13 +310,13 @@ class Enemy(BuildServer):
 
 OLD_COMMANDS: Final = (
     *(
-        encode_command(command, extended=False)
+        encode_command(command)
         for command in (
             copy_command("/t/"),
             copy_command("../../outside/", source="../../f"),
             copy_command("/l/", source="l"),
             run_command("echo x"),
-            workdir_command("/../outside"),
+            copy_command("f", workdir="/../outside"),
         )
     ),
     "[" * 5000,

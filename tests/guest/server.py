@@ -317,9 +317,9 @@ class BuildServer:
         self.on_commands(context)
         return pb.CommandsResponse(
             command=[
-                command if isinstance(command, str) else encode_command(command, extended=False)
+                command if isinstance(command, str) else encode_command(command)
                 for command in self.commands
-                if not isinstance(command, pb.ToGuest)
+                if isinstance(command, str | wire.RunCommand | wire.CopyCommand)
             ]
         )
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import queue
+import re
 import socket
 import tempfile
 import time
@@ -26,7 +28,6 @@ from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.context.entries import Entry, Resource
 from firebuild_bootstrap.events import Event, PeerRefused
 from firebuild_bootstrap.layers import tar
-from firebuild_bootstrap.legacy.handlers import HELLO
 from firebuild_bootstrap.service import BootstrapServer, Limits, Outcome
 from firebuild_pki import TLSMaterial
 from firebuild_pki.grpc_credentials import channel_credentials, channel_options
@@ -125,16 +126,9 @@ class Workshop:
 
 
 class Caller:
-    """A gRPC client with the given material; what it calls is what a guest would call."""
+    """A gRPC client with the given material; what it calls is what an old guest would call."""
 
-    def __init__(
-        self,
-        address: str,
-        material: TLSMaterial,
-        *,
-        hello: bool | tuple[tuple[str, str], ...] = True,
-        token: str = "",
-    ) -> None:
+    def __init__(self, address: str, material: TLSMaterial, *, token: str = "") -> None:
         connect = [
             ("grpc.http_connect_server", address),
             ("grpc.http_connect_headers", f"Proxy-Authorization:Bearer {token}"),
@@ -147,7 +141,6 @@ class Caller:
             ("grpc.use_local_subchannel_pool", 1),  # each caller has a connection of its own
         ]
         self.channel = grpc.secure_channel(address, channel_credentials(material), options)
-        self._metadata = hello if isinstance(hello, tuple) else (HELLO,) if hello else ()
 
     def unary(self, name: str, request: Any, response: Any = pb.Empty, timeout: float = 10.0) -> Any:
         method: Any = self.channel.unary_unary(
@@ -155,7 +148,7 @@ class Caller:
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=response.FromString,
         )
-        return method(request, timeout=timeout, metadata=self._metadata)
+        return method(request, timeout=timeout)
 
     def ping(self, text: str = "p") -> str:
         answer: str = self.unary("Ping", pb.PingRequest(id=text), pb.PingResponse).id
@@ -164,15 +157,11 @@ class Caller:
     def commands(self) -> list[str]:
         return list(self.unary("Commands", pb.Empty(), pb.CommandsResponse).command)
 
-    def out(self, data: bytes, step: int = 2, method: str = "StdOut") -> None:
-        self.unary(method, pb.LogMessage(data=data, step=step))
+    def say(self, *texts: str, method: str = "StdOut") -> None:
+        self.unary(method, pb.LogMessage(line=texts))
 
-    def report(self, step: int, exit_code: int | None = None) -> None:
-        """Tell that a step began, or how it ended."""
-        event = pb.StepEvent(kind=pb.StepEvent.STARTED)
-        if exit_code is not None:
-            event = pb.StepEvent(kind=pb.StepEvent.FINISHED, exit_code=exit_code, duration_ms=1500)
-        self.unary("StdOut", pb.LogMessage(step=step, event=event))
+    def abort(self, text: str) -> None:
+        self.unary("Abort", pb.AbortRequest(error=text))
 
     def success(self) -> None:
         self.unary("Success", pb.Empty())
@@ -183,10 +172,27 @@ class Caller:
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=pb.ResourceChunk.FromString,
         )
-        return method(pb.ResourceRequest(path=path, stage=stage), timeout=30, metadata=self._metadata)
+        return method(pb.ResourceRequest(path=path, stage=stage), timeout=30)
 
     def close(self) -> None:
         self.channel.close()
+
+
+class OldGuest:
+    """Speaks for an old guest, in the words of the scripts that it was told to execute."""
+
+    def __init__(self, calls: Caller) -> None:
+        self.calls = calls
+        self.commands = [json.loads(text) for text in calls.commands()]
+        found = re.search(r"\\001([0-9a-f]{16}):", self.commands[0]["Shell"]["Commands"][2])
+        assert found is not None
+        self.nonce = found[1]
+
+    def mark(self, kind: str, step: int, value: str = "") -> str:
+        return f"\x01{self.nonce}:{kind}:{step}:{value}\x02\n"
+
+    def report(self, kind: str, step: int, value: str = "") -> None:
+        self.calls.say(self.mark(kind, step, value))
 
 
 class Guest:
@@ -268,16 +274,18 @@ class Running:
         self,
         material: TLSMaterial | None = None,
         *,
-        hello: bool | tuple[tuple[str, str], ...] = True,
         inner: bool = False,
         token: str = "",
     ) -> Caller:
         address = self.backend if inner else self.address
-        self._callers.append(Caller(address, material or self.materials[1], hello=hello, token=token))
+        self._callers.append(Caller(address, material or self.materials[1], token=token))
         return self._callers[-1]
 
     def guest(self, *, hello: bool = True) -> Guest:
         return Guest(self.caller().channel, hello=hello)
+
+    def old_guest(self) -> OldGuest:
+        return OldGuest(self.caller())
 
     def of(self, kind: type[Event]) -> list[Any]:
         return [event for event in list(self.events) if isinstance(event, kind)]

@@ -21,7 +21,6 @@ import grpc
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
 from firebuild_bootstrap.listening import listen, unusable_address
 from firebuild_bootstrap.service import BootstrapServer, Limits
@@ -200,7 +199,7 @@ def test_no_key_reaches_a_log_or_an_event(
         running.caller(workshop.issue("guest.b2.firebuild.internal")).success()
     guest = running.caller()
     guest.ping()
-    guest.unary("Abort", pb.AbortRequest(error="no"))
+    guest.abort("no")
     running.server.stop()
     seen = caplog.text + "".join(capfd.readouterr()) + repr(running.events) + repr(running.server.__dict__)
     for material in running.materials:

@@ -20,15 +20,14 @@ from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.guest.handshake import client_context, first_contact
 from firebuild_bootstrap.guest.stop import Stop
-from firebuild_bootstrap.legacy.handlers import HELLO
 from support import eventually, peak
 
 pytestmark = pytest.mark.long
 
 BOUND = 256 * 1024 * 1024
 """Bytes above what the server takes before its guest calls, as docs/wire-protocol.md promises."""
-OUTPUT = pb.LogMessage(data=bytes(4 * 1024 * 1024 - 64), step=2)
-LINES = pb.LogMessage(line=[""] * (2 * 1024 * 1024 - 16), step=2)
+OUTPUT = pb.LogMessage(line=["x" * (4 * 1024 * 1024 - 64)])
+LINES = pb.LogMessage(line=[""] * (2 * 1024 * 1024 - 16))
 
 
 @dataclass
@@ -105,12 +104,22 @@ def served(directory: Path, seconds_per_event: float = 0) -> Iterator[Served]:
         running.close()
 
 
-def call(channel: grpc.Channel, method: str, request: Any, *, hello: bool = True, extra: Any = ()) -> Any:
+def call(channel: grpc.Channel, method: str, request: Any, *, extra: Any = ()) -> Any:
     """Begin a call and take nothing of its answer."""
     stream: Any = channel.unary_stream(
         wire.method(method), request_serializer=lambda message: message.SerializeToString()
     )
-    return stream(request, metadata=(*((HELLO,) if hello else ()), *extra))
+    return stream(request, metadata=extra)
+
+
+def commands(channel: grpc.Channel) -> str:
+    """Ask for the commands, and read them."""
+    unary: Any = channel.unary_unary(
+        wire.method("Commands"),
+        request_serializer=lambda message: message.SerializeToString(),
+        response_deserializer=pb.CommandsResponse.FromString,
+    )
+    return "".join(unary(pb.Empty()).command)
 
 
 def session(channel: grpc.Channel, says: Iterable[pb.FromGuest] = ()) -> Any:
@@ -142,9 +151,9 @@ def very_many_small_messages(channels: list[grpc.Channel]) -> Iterator[Any]:
 
 
 def unread_resources_and_outputs(channels: list[grpc.Channel]) -> Iterator[Any]:
-    for channel in channels:
-        for _ in range(16):
-            yield call(channel, "Resource", pb.ResourceRequest(path="step-2"))
+    commands(channels[0])
+    for portion in range(1, 5):
+        yield call(channels[portion], "Resource", pb.ResourceRequest(path=f"step-2/{portion}"))
     for channel in channels:
         for _ in range(30):
             yield call(channel, "StdOut", OUTPUT)
@@ -177,38 +186,32 @@ def unread_answers_to_huge_pings(channels: list[grpc.Channel]) -> Iterator[Any]:
 def huge_reasons(channels: list[grpc.Channel]) -> Iterator[Any]:
     for channel in channels:
         for _ in range(16):
-            yield call(channel, "Abort", pb.AbortRequest(error="\x1b" * (4 * 1024 * 1024 - 64), step=2))
+            yield call(channel, "Abort", pb.AbortRequest(error="\x1b" * (4 * 1024 * 1024 - 64)))
 
 
 def metadata(channels: list[grpc.Channel]) -> Iterator[Any]:
     extra = [(f"x-{number}", "x" * 1000) for number in range(14)]
     for channel in channels:
         for _ in range(100):
-            yield call(channel, "Resource", pb.ResourceRequest(path="step-2"), extra=extra)
+            yield call(channel, "Commands", pb.Empty(), extra=extra)
 
 
 def calls_given_up(channels: list[grpc.Channel]) -> Iterator[Any]:
     for channel in channels:
         for _ in range(16):
-            yield call(channel, "Resource", pb.ResourceRequest(path="step-2"))
+            yield call(channel, "Commands", pb.Empty())
     for channel in itertools.islice(itertools.cycle(channels), 1500):
-        one = call(channel, "StdOut", pb.LogMessage(data=bytes(60_000), step=2))
+        one = call(channel, "StdOut", pb.LogMessage(line=["x" * 60_000]))
         time.sleep(0.002)
         one.cancel()
 
 
 def marks_without_an_end(channels: list[grpc.Channel]) -> Iterator[Any]:
-    unary: Any = channels[0].unary_unary(
-        wire.method("Commands"),
-        request_serializer=lambda message: message.SerializeToString(),
-        response_deserializer=pb.CommandsResponse.FromString,
-    )
-    text = "".join(unary(pb.Empty()).command)
-    nonce = text.partition("/.firebuild-")[2][:16]
+    nonce = commands(channels[0]).partition("/.firebuild-")[2][:16]
     begin = pb.LogMessage(line=[f"\x01{nonce}:D:2:"])
     rest = pb.LogMessage(line=["A" * (4 * 1024 * 1024 - 64)])
     for request in (begin, *(rest for _ in range(100))):
-        yield from call(channels[0], "StdOut", request, hello=False)
+        yield from call(channels[0], "StdOut", request)
 
 
 def flooded(flood: Callable[[list[grpc.Channel]], Iterator[Any]], seconds_per_event: float = 0) -> Any:
@@ -247,9 +250,9 @@ def test_a_guest_can_not_make_its_server_keep_more_than_a_bounded_amount(
 
 
 def test_a_guest_has_128_calls_open_at_most(tmp_path: Path) -> None:
-    with served(tmp_path) as server:
-        request = pb.ResourceRequest(path="step-2")  # of more than anybody reads
-        calls = [call(one, "Resource", request) for one in server.connections(10) for _ in range(16)]
+    with served(tmp_path, seconds_per_event=3) as server:
+        request = pb.LogMessage(line=["of which each is an event"])
+        calls = [call(one, "StdOut", request) for one in server.connections(10) for _ in range(16)]
         assert eventually(lambda: sum(not one.is_active() for one in calls) == 160 - 128)
         codes = {one.code() for one in calls if not one.is_active()}
         assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from firebuild_bootstrap.errors import GuestLost, InputError, StepFailed
 from firebuild_bootstrap.events import (
     Event,
     GuestConnected,
+    Notice,
     StepFinished,
     StepOutput,
     StepProgress,
@@ -27,7 +29,7 @@ from firebuild_bootstrap.events import (
 )
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.reader import LayerReader
-from firebuild_bootstrap.service import Limits
+from firebuild_bootstrap.service import Limits, StepInfo
 from support import ending_of
 
 RUN = wire.RunCommand(step=3, original="RUN x", argv=("x",))
@@ -85,7 +87,12 @@ def names(tar: bytes) -> list[str]:
 
 
 def test_one_step_is_sent_at_a_time_and_files_come_with_their_copy(serve: Any) -> None:
-    running = serve(commands=[COPY, RUN, WORKDIR], parcels={"step-2": File()})
+    running = serve(
+        commands=[COPY, RUN, WORKDIR],
+        parcels={"step-2": File()},
+        steps=[StepInfo(2, 7, "COPY f /"), StepInfo(3, 8, "RUN x"), StepInfo(4, 9, "WORKDIR /w")],
+        total_steps=5,
+    )
     guest = running.guest()
     assert messages.decode(pb.ToGuest(apply=guest.hear("apply"))) == replace(COPY, source="")
     assert running.of(GuestConnected)
@@ -104,7 +111,10 @@ def test_one_step_is_sent_at_a_time_and_files_come_with_their_copy(serve: Any) -
     guest.done(0)
     assert guest.end() == (grpc.StatusCode.OK, "")
     assert ending_of(running.outcome()) == "success"
-    assert [event.step for event in running.of(StepStarted)] == [2, 3, 4]
+    assert [(event.step, event.line, event.total) for event in running.of(StepStarted)] == [
+        (2, 7, 5), (3, 8, 5), (4, 9, 5)
+    ]  # fmt: skip
+    assert running.of(StepStarted)[1].instruction == "RUN x"
     finished = running.of(StepFinished)[0]
     assert (finished.step, finished.exit_code, finished.seconds) == (2, 0, 1.5)
     assert [(event.step, event.stream, event.data) for event in running.of(StepOutput)] == [
@@ -159,6 +169,66 @@ def test_progress_is_told_of_files_that_take_long(serve: Any, monkeypatch: pytes
     told = running.of(StepProgress)
     assert [event.step for event in told] == [2] * len(told)
     assert told[-1].bytes > 3_000_000
+
+
+# --- output ---------------------------------------------------------------------------------------
+
+
+def at_the_run(serve: Any, **options: Any) -> tuple[Any, Any]:
+    """Return a server and its guest, which is told to execute step 3."""
+    running = serve(commands=[RUN], **options)
+    guest = running.guest()
+    guest.hear("run")
+    return running, guest
+
+
+def test_output_arrives_in_order_and_byte_by_byte_in_pieces_that_a_receiver_can_hold(serve: Any) -> None:
+    running, guest = at_the_run(serve)
+    for number in range(20):
+        guest.say(output=pb.Output(data=b"\xff\x00%d" % number, stderr=number % 2 == 1))
+    large = os.urandom(wire.CHUNK_BYTES)
+    guest.say(output=pb.Output(data=large))
+    guest.done(3)
+    guest.hear("finish")
+    outputs = running.of(StepOutput)
+    assert [event.data for event in outputs[:20]] == [b"\xff\x00%d" % number for number in range(20)]
+    assert [event.stream for event in outputs[:20]] == ["stdout", "stderr"] * 10
+    assert {event.step for event in outputs} == {3}
+    assert b"".join(event.data for event in outputs[20:]) == large
+    assert max(len(event.data) for event in outputs) <= 256 * 1024
+
+
+def test_of_a_step_that_writes_too_much_the_head_and_the_tail_are_shown(serve: Any) -> None:
+    running = serve(limits=Limits(max_log_bytes=10), commands=[RUN, replace(RUN, step=4)])
+    guest = running.guest()
+    guest.hear("run")
+    guest.say(output=pb.Output(data=b"1234567"))
+    for number in range(30):
+        guest.say(output=pb.Output(data=b"%04d" % number * 1024, stderr=number % 2 == 1))
+    guest.done(3)
+    guest.hear("run")
+    shown = b"".join(event.data for event in running.of(StepOutput))
+    assert shown.startswith(b"1234567000")
+    assert shown[10:] == b"".join(b"%04d" % number * 1024 for number in range(22, 30))
+    assert [event.stream for event in running.of(StepOutput)][-2:] == ["stdout", "stderr"]
+    (notice,) = running.of(Notice)
+    left_out = 7 + 30 * 4096 - len(shown)
+    assert notice.message.startswith(f"step 3 wrote more than 10 bytes: {left_out} bytes are left out here")
+    kinds = [type(event) for event in running.events]
+    assert kinds.index(Notice) < kinds.index(StepFinished)
+    guest.say(output=pb.Output(data=b"next step"))
+    guest.done(4)
+    guest.hear("finish")
+    assert running.of(StepOutput)[-1].data == b"next step"
+
+
+def test_the_end_of_output_comes_before_the_end_of_the_build(serve: Any) -> None:
+    running, guest = at_the_run(serve, limits=Limits(max_log_bytes=3))
+    guest.say(output=pb.Output(data=b"123the reason"))
+    guest.done(0, error="x", reason="internal")
+    running.outcome()
+    assert b"".join(event.data for event in running.of(StepOutput)) == b"123the reason"
+    assert running.of(Notice) == []  # nothing is missing
 
 
 # --- failures -------------------------------------------------------------------------------------
@@ -216,15 +286,55 @@ def test_a_guest_that_gives_up_in_the_middle_of_files_is_sent_no_more_of_them(se
     assert running.outcome().message == "the disk is full"
 
 
-def test_a_file_that_has_vanished_is_told_to_both_sides(serve: Any) -> None:
-    def gone() -> Any:
-        raise FileNotFoundError
+def gone() -> io.BytesIO:
+    raise FileNotFoundError(2, "No such file or directory")
 
-    running = serve(commands=[COPY], parcels={"step-2": File(open=gone)})
+
+def forbidden() -> io.BytesIO:
+    raise PermissionError(13, "Permission denied")
+
+
+def broken() -> io.BytesIO:
+    raise RuntimeError("boom")
+
+
+@pytest.mark.parametrize(
+    ("opened", "words"),
+    [
+        (gone, "f has vanished since the build began"),
+        (forbidden, "f can't be read: [Errno 13] Permission denied"),
+        (broken, "the bootstrap server failed: RuntimeError('boom')"),
+    ],
+)
+def test_a_file_that_can_not_be_sent_is_told_to_both_sides(serve: Any, opened: Any, words: str) -> None:
+    running = serve(commands=[COPY], parcels={"step-2": File(open=opened)})
     guest = running.guest()
     guest.hear("apply")
-    assert guest.end() == (grpc.StatusCode.ABORTED, "f has vanished since the build began")
-    assert ending_of(running.outcome()) == "server-error"
+    assert guest.end() == (grpc.StatusCode.ABORTED, words)
+    outcome = running.outcome()
+    assert (ending_of(outcome), outcome.message) == ("server-error", words)
+    assert outcome.error is not None
+    assert isinstance(outcome.error, InputError) or isinstance(outcome.error.__cause__, RuntimeError)
+
+
+def test_a_slow_guest_slows_the_reading_of_files_down(serve: Any) -> None:
+    read = 0
+
+    class Endless(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            nonlocal read
+            read += size or 0
+            return b"x" * (size or 0)
+
+    running = serve(commands=[COPY], parcels={"step-2": File(bytes(100_000_000), open=Endless)})
+    guest = running.guest()
+    guest.hear("apply")
+    before = -1
+    while before != read:
+        before = read
+        time.sleep(0.3)
+    assert 0 < read <= 24 * wire.CHUNK_BYTES
+    assert running.server.wait(0) is None
 
 
 def test_a_layer_of_more_bytes_than_the_sink_takes_ends_the_build(serve: Any) -> None:
@@ -313,7 +423,7 @@ def test_a_session_does_not_end_with_the_success_of_old_calls(serve: Any) -> Non
     guest = running.guest()
     guest.hear("run")
     with pytest.raises(grpc.RpcError, match="began with a session, and went on with the calls of old guests"):
-        running.caller().report(3, 0)
+        running.caller().say("done")
     assert ending_of(running.outcome()) == "server-error"
     assert sink.told == []
 

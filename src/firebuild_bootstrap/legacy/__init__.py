@@ -1,1 +1,1 @@
-"""Old peers: Go guests and servers, and ours of before `Session`. Nobody else knows them."""
+"""Old peers: Go guests and servers. Nobody else knows them."""

@@ -38,7 +38,7 @@ _PORTION_PIECES: Final = 2000
 
 
 def plain(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """Yield entries for a guest that does not take files packed.
+    """Yield entries for an old guest.
 
     Raises:
         InputError: one is something that it can't make.

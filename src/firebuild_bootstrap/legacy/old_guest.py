@@ -1,4 +1,4 @@
-"""A build with a guest that does not announce itself: the Go program `vminit`, as it runs in the field.
+"""A build with an old guest: the Go program `vminit`, as it runs in the field.
 
 What such a guest does with files, users and variables differs from the Dockerfile reference in many ways
 (docs/wire-protocol.md, "Old guests"). So it is only asked for what it does right: to put new files into a
@@ -44,6 +44,7 @@ _MOST_HELD: Final = 1024 * 1024
 Stream = Literal["stdout", "stderr"]
 
 _TOO_OLD: Final = "the guest's vminit is too old to build this image"
+_NO_REASON: Final = "the guest gave no reason"
 _HINT: Final = "use a current vminit, or put what is missing into the base"
 # The guest stops reading at such output, and what still writes is ended by SIGPIPE.
 _STATUS: Final = re.compile("[0-9]{1,3}")
@@ -74,16 +75,13 @@ class Shipment:
 
 
 class OldGuest:
-    """Decides what an old guest is told; made when the first such guest asks for commands.
+    """Decides what an old guest is told; `progress` takes what it says.
 
     Args:
         commands: of the plan.
         resources: by the `source` of the command that asks for them.
         session: takes output and the end.
         events: takes the begin and end of steps.
-
-    Raises:
-        InputError: the build can't come out right with an old guest, or a source can't be read.
     """
 
     def __init__(
@@ -96,16 +94,13 @@ class OldGuest:
     ) -> None:
         self._nonce = secrets.token_hex(8)
         self._staging = f"/.firebuild-{self._nonce}"
+        self._plan = tuple(commands)
+        self._resources = resources
         self._session = session
-        session.pings_every(_PING_SECONDS)
+        self._lock = threading.Lock()
+        self._commands: Sequence[str] = ()
         self._shipments: dict[str, tuple[Shipment, int]] = {}
         self.progress = Progress(session, events, self._nonce, [command.step for command in commands])
-        self.commands = [self._script(0, "RUN firebuild: what the image has", scripts.probe(commands))]
-        for command in commands:
-            self.commands += self._rewritten(command, resources)
-        # Old guests take messages up to nine tenths of what the protocol allows.
-        if sum(map(len, map(str.encode, self.commands))) > wire.MAX_CHUNK_BYTES - 64 * 1024:
-            raise TooOld("the Dockerfile has too many steps for one message of the protocol")
 
     def close(self) -> None:
         """Let go of what is open."""
@@ -114,16 +109,40 @@ class OldGuest:
 
     # --- commands -------------------------------------------------------------------------------
 
-    def _rewritten(self, command: wire.AnyCommand, resources: Mapping[str, Resource]) -> Iterator[str]:
+    def commands(self) -> Sequence[str]:
+        """Return what the guest is to do; worked out when it asks for the first time.
+
+        Raises:
+            InputError: the build can't come out right with an old guest, or a source can't be read.
+        """
+        with self._lock:
+            if not self._commands:
+                self._session.pings_every(_PING_SECONDS)
+                self.progress.told()
+                self._commands = self._rewritten_plan()
+        return self._commands
+
+    def _rewritten_plan(self) -> list[str]:
+        found = [self._script(0, "RUN firebuild: what the image has", scripts.probe(self._plan))]
+        for command in self._plan:
+            found += self._rewritten(command)
+        # Old guests take messages up to nine tenths of what the protocol allows.
+        if sum(map(len, map(str.encode, found))) > wire.MAX_CHUNK_BYTES - 64 * 1024:
+            raise TooOld("the Dockerfile has too many steps for one message of the protocol")
+        return found
+
+    def _rewritten(self, command: wire.AnyCommand) -> Iterator[str]:
         match command:
             case wire.RunCommand():
+                if command.mounts or command.network != "default":
+                    raise TooOld("has --mount or --network, which it does not know", command.step)
                 if command.script is None and "=" in command.argv[0]:
                     raise TooOld(f"runs {command.argv[0]!r}, whose name contains '='", command.step)
                 yield self._script(command.step, command.original, scripts.run(command, self._staging))
             case wire.WorkdirCommand():
                 yield self._script(command.step, f"RUN {command.original}", scripts.workdir(command))
             case wire.CopyCommand():
-                shipment = _shipment(command, resources[command.source])
+                shipment = _shipment(command, self._resources[command.source])
                 for number in range(len(shipment.portions)):
                     name = f"{command.source}/{number + 1}"
                     self._shipments[name] = (shipment, number)
@@ -133,8 +152,7 @@ class OldGuest:
                             original=f"COPY {name} {self._staging}",
                             source=name,
                             target="/",
-                        ),
-                        extended=False,
+                        )
                     )
                 yield self._script(command.step, f"RUN {command.original}", _ARRIVED)
 
@@ -144,7 +162,7 @@ class OldGuest:
         if len(text.encode()) > scripts.MAX_SCRIPT_BYTES:
             raise TooOld(f"is longer than the {scripts.MAX_SCRIPT_BYTES} bytes that it can take", step)
         command = wire.RunCommand(step=step, original=original, argv=("/bin/sh", "-c", text, "firebuild"))
-        return scripts.encode_command(command, extended=False)
+        return scripts.encode_command(command)
 
     # --- files ----------------------------------------------------------------------------------
 
@@ -154,6 +172,8 @@ class OldGuest:
         Raises:
             InputError: there is none of this name, it was asked for out of order, or it can't be read.
         """
+        if not self._commands:
+            raise InputError("the guest asked for files before it asked for commands")
         shipment, number = self._shipments.get(path, (None, 0))
         if shipment is None or shipment.begun != number:
             raise InputError(f"the guest asked for {path!r:.200}, which is not what comes next")
@@ -163,7 +183,7 @@ class OldGuest:
             self._session.touch()
             header = self._header(piece.path, f"{path}-{position}", directory=piece.entry < 0)
             content = () if piece.entry < 0 else shipment.feed.piece(piece.entry, piece.size, last=piece.last)
-            yield from messages(header, content)
+            yield from _messages(header, content)
         if number == len(shipment.portions) - 1:
             yield from self._instructions(shipment, path)
         shipment.sent += 1
@@ -182,7 +202,7 @@ class OldGuest:
             "place": shipment.placing.script(),
         }
         for name, text in texts.items():
-            yield from messages(self._header(name, f"{path}-{name}", directory=False), _cut(text.encode()))
+            yield from _messages(self._header(name, f"{path}-{name}", directory=False), _cut(text.encode()))
 
     def _header(self, path: str, identity: str, *, directory: bool) -> pb.ResourceChunk.ResourceHeader:
         # An old guest joins even an absolute target to the directory, and puts a file below the target
@@ -211,7 +231,9 @@ def _shipment(command: wire.CopyCommand, resource: Resource) -> Shipment:
     )
 
 
-def messages(header: pb.ResourceChunk.ResourceHeader, content: Iterable[bytes]) -> Iterator[pb.ResourceChunk]:
+def _messages(
+    header: pb.ResourceChunk.ResourceHeader, content: Iterable[bytes]
+) -> Iterator[pb.ResourceChunk]:
     """Yield the messages of one entry: its header, its content with checksums, and its end."""
     yield pb.ResourceChunk(header=header)
     for data in content:
@@ -327,6 +349,7 @@ class Progress:
         }
         self._missing = list(steps)
         self._lock = threading.RLock()
+        self._told = False
         self._ready = False
         self._trims = False
         self._step = 0
@@ -335,11 +358,21 @@ class Progress:
         self._ended: tuple[int, float] | None = None
         self._failure: Outcome | None = None
 
+    def told(self) -> None:
+        """The guest is told what to do."""
+        self._told = True
+
     def output(self, stream: Stream, pieces: Sequence[str]) -> None:
-        """Take what the guest read from one stream, piece by piece as it read it."""
+        """Take what the guest read from one stream, piece by piece as it read it.
+
+        Raises:
+            BuildEnded: the build has ended.
+            InputError: a mark says what can't be.
+        """
         with self._lock:
             reader = self._marks[stream]
             for piece in pieces:
+                self._session.touch()  # millions may come at once, each to be looked at with what is held
                 parts = list(reader.feed(piece))
                 for number, part in enumerate(parts, start=1):
                     if isinstance(part, Mark):
@@ -354,28 +387,27 @@ class Progress:
         with self._lock:
             self._begin(step)
 
-    def success(self) -> Outcome:
-        """Return the end of a build whose guest says that all went well, which it may not know."""
+    def success(self) -> None:
+        """End a build whose guest says that all went well, which it may not know."""
         with self._lock:
             self._flush()
-            if self._failure is None and (self._missing or not self._ready):
+            if self._failure is None and self._missing:
                 self._fail(self._incomplete())
-            return self._failure or Outcome()
+            self._session.end(self._failure or Outcome())
 
-    def abort(self, text: str) -> Outcome:
-        """Return the end of a build that the guest gave up with these words."""
+    def abort(self, text: str) -> None:
+        """End a build that the guest gave up with these words."""
         with self._lock:
             if self._failure is None:
                 self._fail(self._guess(text))
-            self._flush()
-            return self._failure or failure(self._guess(text))
+            self._end_if_failed()
 
     # --- marks ----------------------------------------------------------------------------------
 
     def _marked(self, stream: Stream, mark: Mark) -> None:
         match mark.kind:
             case "D":
-                self._session.output.write(mark.step, stream, _decoded(mark.value))
+                self._session.pass_on(mark.step, stream, _decoded(mark.value))
             case "P":
                 self._ready = True
                 # Some old guests trim what they pass on: this one's line feed shows it.
@@ -389,7 +421,7 @@ class Progress:
 
     def _begin(self, step: int) -> None:
         """Note that a step began; each tells so several times, once on each stream."""
-        if step == self._step or self._end_if_failed():
+        if step in (0, self._step) or self._end_if_failed():
             return
         self._tell_end()
         self._step, self._begun = step, time.monotonic()
@@ -405,9 +437,8 @@ class Progress:
         self._ended = (0, time.monotonic() - self._begun)
 
     def _explained(self, mark: Mark) -> FirebuildError:
-        if mark.step == 0:
-            return InputError(f"{_TOO_OLD}: {block(mark.value)}", hint=_HINT)
-        return StepFailed(block(mark.value), step=mark.step)
+        why = block(mark.value) or _NO_REASON
+        return StepFailed(why, step=mark.step) if mark.step else InputError(f"{_TOO_OLD}: {why}", hint=_HINT)
 
     # --- the end --------------------------------------------------------------------------------
 
@@ -432,12 +463,12 @@ class Progress:
         return self._failure is not None
 
     def _incomplete(self) -> FirebuildError:
-        step = min(self._missing, default=0)
+        step = min(self._missing)
         return StepFailed(f"the guest reported success, but step {step} was not seen to end", step=step)
 
     def _guess(self, text: str) -> FirebuildError:
-        text = block(text) or "the guest gave no reason"
-        if not self._ready:
+        text = block(text) or _NO_REASON
+        if self._told and not self._ready:
             return InputError(f"{_TOO_OLD}, which needs a shell in it, /bin/sh: {text}", hint=_HINT)
         return StepFailed(text, step=self._step, hint=_NOT_UTF8 if _CUT_OFF.search(text) else None)
 
@@ -455,7 +486,7 @@ class Progress:
     def _write(self, stream: Stream, text: str, *, whole: bool) -> None:
         if self._trims and whole and not text.endswith("\n"):
             text += "\n"
-        self._session.output.write(self._marks[stream].step, stream, text.encode())
+        self._session.pass_on(self._marks[stream].step, stream, text.encode())
 
 
 def _decoded(value: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What old guests are told: commands as JSON, and shell text for those that take nothing else.
+"""What old guests are told: commands as JSON, and the shell text in them.
 
 That is POSIX sh, with options that the tools of GNU and of busybox share: the library, and on it the scripts
 for RUN and WORKDIR and the one that looks at the image before the first step. That for COPY is in copying.py.
@@ -12,9 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from firebuild_bootstrap import wire
-
-# Keys of ours, which old guests ignore.
-_EXTENSIONS: Final = ("Step", "Argv", "Script", "Chmod", "TargetIsDirectory")
 
 # Exec takes no longer argument (MAX_ARG_STRLEN in linux/binfmts.h), its NUL included.
 MAX_SCRIPT_BYTES: Final = 128 * 1024 - 1
@@ -179,45 +176,28 @@ cd / && rm -rf "$S"
 """
 
 
-def encode_command(command: wire.AnyCommand, *, extended: bool = True) -> str:
-    """Write a command as the JSON object that travels in `CommandsResponse`.
-
-    Args:
-        command: the command, which needs no mounts.
-        extended: with the keys that only guests of ours know.
-    """
+def encode_command(command: wire.RunCommand | wire.CopyCommand) -> str:
+    """Write a command as the JSON object that travels in `CommandsResponse`."""
     document: dict[str, Any] = {
         "OriginalCommand": command.original,
-        "Step": command.step,
         "Workdir": _attribute(command.workdir),
         "User": _attribute(command.user),
     }
-    match command:
-        case wire.RunCommand():
-            document |= {
-                "Command": command.argv[-1],
-                "Shell": {"OriginalCommand": "", "Commands": list(command.argv[:-1])},
-                "Env": dict(command.env),
-                "Args": dict(command.args),
-                "Argv": list(command.argv),
-            }
-            if command.script is not None:
-                document["Script"] = command.script
-        case wire.CopyCommand():
-            document |= {
-                "OriginalSource": command.source,
-                "Source": command.source,
-                "Target": command.target,
-                "TargetIsDirectory": command.target_is_directory,
-                "UserFromLocalChown": None if command.chown is None else _attribute(command.chown),
-                "Chmod": command.chmod,
-            }
-            if not command.original.startswith("ADD"):
-                document["Stage"] = ""
-        case wire.WorkdirCommand():
-            pass
-    if not extended:
-        document = {key: value for key, value in document.items() if key not in _EXTENSIONS}
+    if isinstance(command, wire.RunCommand):
+        document |= {
+            "Command": command.argv[-1],
+            "Shell": {"OriginalCommand": "", "Commands": list(command.argv[:-1])},
+            "Env": dict(command.env),
+            "Args": dict(command.args),
+        }
+    else:
+        document |= {
+            "OriginalSource": command.source,
+            "Source": command.source,
+            "Stage": "",
+            "Target": command.target,
+            "UserFromLocalChown": None if command.chown is None else _attribute(command.chown),
+        }
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 

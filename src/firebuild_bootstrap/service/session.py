@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, Literal
 
-from firebuild_bootstrap.errors import FirebuildError, InputError, StepFailed
+from firebuild_bootstrap.errors import FirebuildError, InputError
 from firebuild_bootstrap.events import EventSink, GuestConnected, StepFinished, StepInfo, StepStarted
 from firebuild_bootstrap.service.limits import Limits, Watch
 from firebuild_bootstrap.service.reporting import (
@@ -307,7 +307,7 @@ class Session:
 
 
 class StepEvents:
-    """Tells that steps begin and end, and knows which of them are left. Any thread may call.
+    """Tells that steps begin and end, each once. Any thread may call.
 
     Args:
         session: takes the events.
@@ -323,7 +323,6 @@ class StepEvents:
         self._stage = stage
         self._left = set(self._steps)
         self._begun: set[int] = set()
-        self._failed: tuple[int, int] | None = None
 
     def known(self, number: int) -> int:
         """Return the number of a step that a guest names; 0 is what it says between steps.
@@ -364,20 +363,5 @@ class StepEvents:
         if number not in self._left:
             return
         self._left.remove(number)
-        if exit_code:
-            self._failed = self._failed or (number, exit_code)
         self._session.output.finish()
         self._session.events(StepFinished(step=number, exit_code=exit_code, seconds=seconds))
-
-    def success(self) -> Outcome:
-        """Return the end of a build whose guest reports success: believed only if nothing is left to do."""
-        if self._failed is not None:
-            step, exit_code = self._failed
-            message = f"the guest reported success, though step {step} ended with status {exit_code}"
-        elif self._left:
-            step, exit_code = min(self._left), None
-            message = f"the guest reported success, but step {step} was not seen to end"
-        else:
-            return Outcome()
-        error = StepFailed(message, step=step, exit_code=exit_code)
-        return Outcome(error=error, step=step, exit_code=exit_code, reason="protocol")

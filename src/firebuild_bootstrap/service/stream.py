@@ -27,7 +27,7 @@ from firebuild_bootstrap.image.layertrees import LayerSink
 from firebuild_bootstrap.service.agents import Forwarding
 from firebuild_bootstrap.service.console import Console, FailureShell
 from firebuild_bootstrap.service.packing import packed
-from firebuild_bootstrap.service.reporting import aborted
+from firebuild_bootstrap.service.reporting import Outcome, aborted
 from firebuild_bootstrap.service.session import Session, StepEvents
 from firebuild_pki.display import counted
 
@@ -119,7 +119,7 @@ class Stream:
                 self._steps.finished(command.step, 0, done.duration_ms / 1000)
             yield pb.ToGuest(finish=pb.Finish()).SerializeToString()
             if self._succeeded((yield from guest.answer("done")).done, 0):
-                self._session.end(self._steps.success())
+                self._session.end(Outcome())
 
     def _step(self, command: wire.AnyCommand, guest: _Guest) -> Generator[bytes, None, pb.Done]:
         """Have one step done; return what the guest says of its end."""
