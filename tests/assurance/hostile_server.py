@@ -29,7 +29,7 @@ from firebuild_bootstrap.removal import remove_tree
 from firebuild_bootstrap.sandbox import Bind, IdMap, Runtime, detect, find_runtime
 from guest.build import Build, copy_command, make_image, run_command
 from guest.pki import SERVER_NAME, Authority, Pki
-from guest.server import END, BuildServer, chunk, group, header, member, piece
+from guest.server import END, BuildServer, chunk, group, head, member, piece
 from support import eventually, family, highest_peak
 
 PATIENCE: Final = 90.0
@@ -296,10 +296,14 @@ class Enemy(BuildServer):
             name = chance.choice(NAMES).encode("utf-8", "replace").decode()
             yield chance.choice(
                 (
-                    header(
-                        name, kind=chance.randrange(6), linkTarget=text(chance), size=chance.choice(NUMBERS)
+                    head(
+                        name,
+                        targetPath=text(chance),
+                        targetWorkdir=text(chance),
+                        targetUser=text(chance),
+                        fileMode=chance.choice(NUMBERS),
                     ),
-                    header(name, fromDirectory=True, fileMode=chance.choice((0o7777, 2**31)), size=3),
+                    head(name, isDir=True, fileMode=chance.choice((0o7777, 2**31))),
                     chunk(data(chance), name),
                     chunk(b"abc", name, checksum=b"x"),
                     pb.ResourceChunk(eof=pb.ResourceChunk.ResourceEof(id=name)),

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -17,51 +18,51 @@ from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.legacy.scripts import encode_command
 from guest.pki import Pki
 
-Message = pb.ResourceChunk | pb.ToGuest
+
+@dataclass(frozen=True)
+class Item:
+    """One entry of what a COPY or a mount sends in a session, and its group."""
+
+    entry: tar.Entry
+    content: bytes = b""
+    group: pb.Group = field(default_factory=pb.Group)
+
+
+Message = pb.ResourceChunk | pb.ToGuest | Item
 Chunks = Sequence[Message] | Callable[[grpc.ServicerContext], Iterator[Message]]
+_GROUP = ("from_directory", "keep_owner", "of_tree")
 
 
-def header(name: str = "f", **fields: Any) -> pb.ResourceChunk:
-    fields = {"sourcePath": name, "id": name, "kind": pb.ENTRY_KIND_FILE, "fileMode": 0o644, **fields}
-    fields.setdefault("entryPath", name)
-    return pb.ResourceChunk(header=pb.ResourceChunk.ResourceHeader(**fields))
+def _item(name: str, kind: tar.Kind, content: bytes = b"", **fields: Any) -> list[Item]:
+    group = pb.Group(**{member: fields.pop(member, False) for member in _GROUP})
+    return [Item(tar.Entry(name, kind, **{"mode": 0o644, "size": len(content), **fields}), content, group)]
+
+
+def a_file(name: str, data: bytes = b"", **fields: Any) -> list[Item]:
+    return _item(name, tar.FILE, data, **fields)
+
+
+def in_tree(name: str, data: bytes = b"", **fields: Any) -> list[Item]:
+    return _item(name, tar.FILE, data, from_directory=True, **fields)
+
+
+def a_directory(name: str, mode: int = 0o755, **fields: Any) -> list[Item]:
+    return _item(name, tar.DIRECTORY, mode=mode, from_directory=True, **fields)
+
+
+def a_link(name: str, text: str, *, hard: bool = False, **fields: Any) -> list[Item]:
+    kind: tar.Kind = tar.HARDLINK if hard else tar.SYMLINK
+    return _item(name, kind, linkname=text, **{"from_directory": True, **fields})
+
+
+def head(name: str = "f", **fields: Any) -> pb.ResourceChunk:
+    fields = {"targetPath": "/t", "targetWorkdir": "/", "fileMode": 0o644, **fields}
+    return pb.ResourceChunk(header=pb.ResourceChunk.ResourceHeader(sourcePath=name, **fields))
 
 
 def chunk(data: bytes, name: str = "f", checksum: bytes | None = None) -> pb.ResourceChunk:
     digest = wire.checksum(data) if checksum is None else checksum
     return pb.ResourceChunk(chunk=pb.ResourceChunk.ResourceContents(chunk=data, checksum=digest, id=name))
-
-
-def eof(name: str = "f") -> pb.ResourceChunk:
-    return pb.ResourceChunk(eof=pb.ResourceChunk.ResourceEof(id=name))
-
-
-def a_file(name: str, data: bytes = b"", **fields: Any) -> list[pb.ResourceChunk]:
-    chunks = [chunk(data, name)] if data else []
-    return [header(name, size=len(data), **fields), *chunks, eof(name)]
-
-
-def in_tree(name: str, data: bytes = b"", **fields: Any) -> list[pb.ResourceChunk]:
-    return a_file(name, data, fromDirectory=True, **fields)
-
-
-def a_directory(name: str, mode: int = 0o755, **fields: Any) -> list[pb.ResourceChunk]:
-    fields = {"kind": pb.ENTRY_KIND_DIRECTORY, "fileMode": mode, "fromDirectory": True, **fields}
-    return [header(name, **fields), eof(name)]
-
-
-def a_link(name: str, text: str, *, hard: bool = False, **fields: Any) -> list[pb.ResourceChunk]:
-    kind = pb.ENTRY_KIND_HARDLINK if hard else pb.ENTRY_KIND_SYMLINK
-    fields = {"kind": kind, "linkTarget": text, "fromDirectory": True, **fields}
-    return [header(name, **fields), eof(name)]
-
-
-_KINDS: dict[int, tar.Kind] = {
-    pb.ENTRY_KIND_FILE: tar.FILE,
-    pb.ENTRY_KIND_DIRECTORY: tar.DIRECTORY,
-    pb.ENTRY_KIND_SYMLINK: tar.SYMLINK,
-    pb.ENTRY_KIND_HARDLINK: tar.HARDLINK,
-}
 
 
 def group(**fields: bool) -> pb.ToGuest:
@@ -77,44 +78,50 @@ END = piece(bytes(1024))
 
 def member(name: str, content: bytes = b"", kind: tar.Kind = tar.FILE, **fields: Any) -> bytes:
     """One entry of a packed stream with its content."""
-    entry = tar.Entry(name, kind, **{"mode": 0o644, "size": len(content), **fields})
-    return tar.encode(entry, entry.stored)[0] + content + bytes(-len(content) % tar.BLOCK)
+    (item,) = _item(name, kind, content, **fields)
+    return _encoded(item)
+
+
+def _encoded(item: Item) -> bytes:
+    head, _ = tar.encode(item.entry, item.entry.stored)
+    return head + item.content + bytes(-len(item.content) % tar.BLOCK)
 
 
 def packed(chunks: Sequence[Message]) -> list[pb.ToGuest]:
-    """What a session sends in place of well-formed entries."""
-    found: list[pb.ToGuest] = []
-    for message in chunks:
-        if isinstance(message, pb.ToGuest):
-            return [each for each in chunks if isinstance(each, pb.ToGuest)]
-        if message.HasField("header"):
-            header, content = message.header, b""
-        elif message.HasField("chunk"):
-            content += message.chunk.chunk
-        else:
-            found.append(
-                group(from_directory=header.fromDirectory, keep_owner=header.keepOwner, of_tree=header.ofTree)
-            )
-            data = member(
-                header.entryPath,
-                content,
-                _KINDS[header.kind],
-                mode=header.fileMode,
-                uid=header.uid,
-                gid=header.gid,
-                mtime_ns=header.mtimeNs,
-                linkname=header.linkTarget,
-            )
-            found += [piece(data[:700])]
-            found += [piece(data[at : at + 1024 * 1024]) for at in range(700, len(data), 1024 * 1024)]
-    return [*found, END] if found else []
+    """What a session sends for these: items, or its own messages."""
+    found = [message for message in chunks if isinstance(message, pb.ToGuest)]
+    items = [message for message in chunks if isinstance(message, Item)]
+    for item in items:
+        data = _encoded(item)
+        found += [pb.ToGuest(group=item.group), piece(data[:700])]
+        found += [piece(data[at : at + 1024 * 1024]) for at in range(700, len(data), 1024 * 1024)]
+    return [*found, END] if items else found
+
+
+@dataclass(frozen=True)
+class Log:
+    """What the guest wrote: in a session bytes of a step, else lines. Or that a step began or ended."""
+
+    stream: str
+    step: int = 0
+    data: bytes = b""
+    lines: Sequence[str] = ()
+    event: str = ""
+    exit_code: int = 0
+
+
+@dataclass(frozen=True)
+class Abort:
+    """Why the guest has given up; in the calls of old it says no more than the error."""
+
+    error: str
+    step: int = 0
+    exit_code: int = 0
+    reason: str = ""
 
 
 class BuildServer:
-    """Serves commands and resources in a session, or in the calls of old; records what the guest says.
-
-    What comes in a session is recorded as the calls of old would be.
-    """
+    """Serves commands and resources in a session, or in the calls of old; records what the guest says."""
 
     def __init__(self, pki: Pki, *, port: int = 0, credentials: grpc.ServerCredentials | None = None) -> None:
         self.old = False
@@ -125,13 +132,13 @@ class BuildServer:
         """What is sent while a command is at work; None waits until the guest has said something."""
         self.said: list[pb.FromGuest] = []
         self.resources: dict[str, Chunks] = {}
-        self.logs: list[tuple[str, pb.LogMessage]] = []
-        self.aborts: list[pb.AbortRequest] = []
+        self.logs: list[Log] = []
+        self.aborts: list[Abort] = []
         self.successes = 0
         self.pings: list[str] = []
         self.requests: list[pb.ResourceRequest] = []
-        self.hellos: list[tuple[str, tuple[Any, ...]]] = []
-        self.on_log: Callable[[pb.LogMessage], None] = lambda message: None
+        self.calls: list[str] = []
+        self.on_log: Callable[[Log], object] = lambda log: None
         self.on_ping: Callable[[grpc.ServicerContext], None] = lambda context: None
         self.on_commands: Callable[[grpc.ServicerContext], None] = lambda context: None
         self.on_success: Callable[[grpc.ServicerContext], None] = lambda context: None
@@ -161,7 +168,7 @@ class BuildServer:
     # --- what tests ask -----------------------------------------------------------------------
 
     def written(self, stream: str) -> bytes:
-        return b"".join(message.data for name, message in self.logs if name == stream)
+        return b"".join(log.data for log in self.logs if log.stream == stream)
 
     @property
     def stdout(self) -> bytes:
@@ -169,8 +176,7 @@ class BuildServer:
 
     @property
     def events(self) -> list[tuple[int, str, int]]:
-        named = [(message.step, message.event) for _, message in self.logs if message.HasField("event")]
-        return [(step, pb.StepEvent.Kind.Name(event.kind), event.exit_code) for step, event in named]
+        return [(log.step, log.event, log.exit_code) for log in self.logs if log.event]
 
     def wait_for(self, condition: Callable[[], object], seconds: float = 15) -> None:
         deadline = time.monotonic() + seconds
@@ -184,8 +190,8 @@ class BuildServer:
         unary: dict[str, tuple[Callable[..., Any], Any]] = {
             "Commands": (self._commands, pb.Empty),
             "Ping": (self._ping, pb.PingRequest),
-            "StdOut": (lambda request, context: self._log("stdout", request), pb.LogMessage),
-            "StdErr": (lambda request, context: self._log("stderr", request), pb.LogMessage),
+            "StdOut": (lambda request, _: self._lines("stdout", request), pb.LogMessage),
+            "StdErr": (lambda request, _: self._lines("stderr", request), pb.LogMessage),
             "Abort": (self._abort, pb.AbortRequest),
             "Success": (self._success, pb.Empty),
         }
@@ -210,7 +216,7 @@ class BuildServer:
     def _session(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         if self.old:
             context.abort(grpc.StatusCode.UNIMPLEMENTED, "no such method")
-        self.hellos.append(("Session", tuple(context.invocation_metadata())))
+        self.calls.append("Session")
         self.on_commands(context)
         said: queue.Queue[pb.FromGuest] = queue.Queue()
         threading.Thread(target=self._hear, args=(requests, said, context), daemon=True).start()
@@ -228,8 +234,7 @@ class BuildServer:
                     continue
             else:
                 self._step = command.step
-                started = pb.StepEvent(kind=pb.StepEvent.STARTED)
-                self.logs.append(("stdout", pb.LogMessage(step=command.step, event=started)))
+                self.logs.append(Log("stdout", command.step, event="STARTED"))
                 yield messages.encode(command).SerializeToString()
                 if isinstance(command, wire.CopyCommand):
                     yield from self._files(command.source, said, context)
@@ -267,7 +272,7 @@ class BuildServer:
                         self.pings.append("alive")
                     case "output":
                         stream = "stderr" if message.output.stderr else "stdout"
-                        self._log(stream, pb.LogMessage(data=message.output.data, step=self._step))
+                        self._log(Log(stream, self._step, message.output.data))
                     case _:
                         said.put(message)
         except grpc.RpcError:
@@ -285,6 +290,7 @@ class BuildServer:
         for message in chunks(context) if callable(chunks) else packed(chunks):
             if not said.empty():
                 return
+            assert isinstance(message, pb.ToGuest)
             yield message.SerializeToString()
         yield pb.ToGuest(files_end=pb.FilesEnd()).SerializeToString()
 
@@ -292,23 +298,19 @@ class BuildServer:
         failed = done.HasField("failure")
         if done.failure.reason == "gone":
             return False
+        why = done.failure
         if done.step:
-            event = pb.StepEvent(
-                kind=pb.StepEvent.FINISHED, exit_code=(done.failure.exit_code or 1) if failed else 0
-            )
-            self.logs.append(("stdout", pb.LogMessage(step=done.step, event=event)))
+            code = (why.exit_code or 1) if failed else 0
+            self.logs.append(Log("stdout", done.step, event="FINISHED", exit_code=code))
         if failed:
-            why = done.failure
-            self.aborts.append(
-                pb.AbortRequest(error=why.error, step=done.step, exit_code=why.exit_code, reason=why.reason)
-            )
+            self.aborts.append(Abort(why.error, done.step, why.exit_code, why.reason))
         return not failed
 
     # --- the calls of old ---------------------------------------------------------------------
 
     def _noting(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def noted(request: Any, context: grpc.ServicerContext) -> Any:
-            self.hellos.append((name, tuple(context.invocation_metadata())))
+            self.calls.append(name)
             return function(request, context)
 
         return noted
@@ -328,14 +330,17 @@ class BuildServer:
         self.on_ping(context)
         return pb.PingResponse(id=request.id)
 
-    def _log(self, stream: str, request: pb.LogMessage) -> pb.Empty:
-        self.on_log(request)
-        with self._log_lock:
-            self.logs.append((stream, request))
+    def _lines(self, stream: str, request: pb.LogMessage) -> pb.Empty:
+        self._log(Log(stream, lines=request.line))
         return pb.Empty()
 
+    def _log(self, log: Log) -> None:
+        self.on_log(log)
+        with self._log_lock:
+            self.logs.append(log)
+
     def _abort(self, request: pb.AbortRequest, context: grpc.ServicerContext) -> pb.Empty:
-        self.aborts.append(request)
+        self.aborts.append(Abort(request.error))
         return pb.Empty()
 
     def _success(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.Empty:

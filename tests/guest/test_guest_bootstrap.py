@@ -55,7 +55,7 @@ def test_a_build_ends_in_one_success_after_all_output(pki: Pki, server: BuildSer
     assert [event[:2] for event in server.events] == [
         (2, "STARTED"), (2, "FINISHED"), (3, "STARTED"), (3, "FINISHED")
     ]  # fmt: skip
-    assert [name for name, _ in server.hellos] == ["Session"]
+    assert server.calls == ["Session"]
 
 
 @ROOT
@@ -115,7 +115,7 @@ def test_a_fault_of_vminit_itself_is_told_to_the_server(
 def test_a_missing_root_is_an_error_before_the_server_is_called(pki: Pki, server: BuildServer) -> None:
     with pytest.raises(InputError, match="--root /no/such: there is no such directory"):
         bootstrap(make_block(pki, server), "/no/such")
-    assert server.hellos == []
+    assert server.calls == []
 
 
 # --- who is talked to -----------------------------------------------------------------------------
@@ -135,20 +135,20 @@ def test_a_server_of_a_strange_authority_is_refused_at_once(
 ) -> None:
     error = refusal(replace(make_block(pki, server), ca_chain=pki.stranger.pem.decode()), image)
     assert "the guest's clock says 20" in error.message
-    assert (error.exit_status, server.hellos) == (4, [])
+    assert (error.exit_status, server.calls) == (4, [])
 
 
 def test_a_server_of_another_name_is_refused(pki: Pki, server: BuildServer, image: str) -> None:
     error = refusal(replace(make_block(pki, server), server_name="b-2.firebuild.internal"), image)
     assert "as b-2.firebuild.internal" in error.message
-    assert server.hellos == []
+    assert server.calls == []
 
 
 def test_a_guest_of_a_strange_authority_does_not_get_in(pki: Pki, server: BuildServer, image: str) -> None:
     pair = pki.stranger.issue("guest.b-1.firebuild.internal", server=False)
     block = replace(make_block(pki, server), cert=pair.cert.decode(), key=pair.key.decode())
     refusal(block, image, connect_timeout=1)
-    assert server.hellos == []
+    assert server.calls == []
 
 
 def test_a_server_that_refuses_the_guest_is_not_asked_again(
@@ -156,7 +156,7 @@ def test_a_server_that_refuses_the_guest_is_not_asked_again(
 ) -> None:
     server.on_commands = lambda context: context.abort(grpc.StatusCode.PERMISSION_DENIED, "not your build")
     assert "PERMISSION_DENIED: not your build" in refusal(make_block(pki, server), image).message
-    assert len(server.hellos) == 1
+    assert len(server.calls) == 1
 
 
 def test_nobody_there_is_an_error_after_a_while(pki: Pki, server: BuildServer, image: str) -> None:
@@ -212,7 +212,7 @@ def test_a_host_that_is_slow_to_answer_the_handshake_is_waited_for(
         block = replace(make_block(pki, server), host_port=f"127.0.0.1:{listener.getsockname()[1]}")
         bootstrap(block, image)
         relay.join()
-    assert len(server.hellos) >= 1
+    assert len(server.calls) >= 1
     assert server.successes == 1
 
 

@@ -7,10 +7,9 @@ import os
 import pytest
 
 from firebuild_bootstrap import wire
-from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from guest.build import workdir_command
 from guest.local import Local
-from guest.server import a_directory, a_file, a_link, chunk, eof, header, in_tree
+from guest.server import Item, a_directory, a_file, a_link, in_tree
 
 pytestmark = pytest.mark.root
 
@@ -143,7 +142,7 @@ def test_links_that_lead_out_of_the_image_are_resolved_inside_it(local: Local) -
 
 
 def test_mode_owner_and_time_are_kept_and_parents_are_plain(local: Local) -> None:
-    local.copy(a_file("a", b"A", fileMode=0o4711, mtimeNs=1_600_000_000_123_456_789), "/p/q/a")
+    local.copy(a_file("a", b"A", mode=0o4711, mtime_ns=1_600_000_000_123_456_789), "/p/q/a")
     status = (local.image / "p/q/a").lstat()
     assert (local.mode("p/q/a"), local.mode("p"), local.mode("p/q")) == (0o4711, 0o755, 0o755)
     assert (status.st_mtime_ns, local.owner("p/q/a")) == (1_600_000_000_123_456_789, (0, 0))
@@ -151,10 +150,10 @@ def test_mode_owner_and_time_are_kept_and_parents_are_plain(local: Local) -> Non
 
 def test_times_and_modes_of_directories_are_set_after_their_content(local: Local) -> None:
     chunks = [
-        *a_directory("", 0o700, mtimeNs=5_000_000_000),
-        *a_directory("d", 0o1555, mtimeNs=7_000_000_000),
-        *in_tree("d/f", b"F", mtimeNs=9_000_000_000),
-        *a_link("d/l", "f", mtimeNs=8_000_000_000),
+        *a_directory("", 0o700, mtime_ns=5_000_000_000),
+        *a_directory("d", 0o1555, mtime_ns=7_000_000_000),
+        *in_tree("d/f", b"F", mtime_ns=9_000_000_000),
+        *a_link("d/l", "f", mtime_ns=8_000_000_000),
     ]
     local.copy(chunks, "/new")
     times = [(local.image / path).lstat().st_mtime for path in ("new", "new/d", "new/d/f", "new/d/l")]
@@ -182,9 +181,7 @@ def test_overwriting_leaves_nothing_of_the_old_file(local: Local) -> None:
      ("0:wheel", (0, 10))],
 )  # fmt: skip
 def test_chown_by_name_and_number(local: Local, chown: str, owner: tuple[int, int]) -> None:
-    local.copy(
-        [*a_directory(""), *in_tree("f", b"x", fileMode=0o6755), *a_link("l", "f")], "/p/d", chown=chown
-    )
+    local.copy([*a_directory(""), *in_tree("f", b"x", mode=0o6755), *a_link("l", "f")], "/p/d", chown=chown)
     assert {local.owner(path) for path in ("p", "p/d", "p/d/f", "p/d/l")} == {owner}
     assert local.mode("p/d/f") == 0o6755
 
@@ -197,7 +194,7 @@ def test_a_bad_chown_is_an_error_that_names_it(local: Local, chown: str) -> None
 
 
 def test_an_archive_keeps_its_owners_unless_chown_says_otherwise(local: Local) -> None:
-    chunks = [*a_directory(""), *in_tree("f", b"x", keepOwner=True, uid=7, gid=8)]
+    chunks = [*a_directory(""), *in_tree("f", b"x", keep_owner=True, uid=7, gid=8)]
     local.copy(chunks, "/t1")
     local.copy(chunks, "/t2", chown="9")
     assert (local.owner("t1/f"), local.owner("t2/f")) == ((7, 8), (9, 9))
@@ -206,7 +203,7 @@ def test_an_archive_keeps_its_owners_unless_chown_says_otherwise(local: Local) -
 def test_files_of_another_stage_keep_their_owners_and_are_placed_as_every_other_file(local: Local) -> None:
     (local.image / "real").mkdir()
     (local.image / "link").symlink_to("real")
-    stage = {"keepOwner": True, "ofTree": True, "uid": 7, "gid": 8}
+    stage = {"keep_owner": True, "of_tree": True, "uid": 7, "gid": 8}
     local.copy(a_file("single", b"x", **stage), "/link/renamed")
     local.copy([*a_directory("", **stage), *in_tree("f", b"x", **stage)], "/link")
     assert local.owner("real/renamed") == local.owner("real/f") == (7, 8)
@@ -219,16 +216,16 @@ def test_files_of_another_stage_keep_their_owners_and_are_placed_as_every_other_
 # --- members of archives --------------------------------------------------------------------------
 
 
-def member(path: str, data: bytes = b"", **fields: object) -> list[pb.ResourceChunk]:
-    return in_tree(path, data, keepOwner=True, **fields)
+def member(path: str, data: bytes = b"", **fields: object) -> list[Item]:
+    return in_tree(path, data, keep_owner=True, **fields)
 
 
-def member_directory(path: str, mode: int = 0o755, **fields: object) -> list[pb.ResourceChunk]:
-    return a_directory(path, mode, keepOwner=True, **fields)
+def member_directory(path: str, mode: int = 0o755, **fields: object) -> list[Item]:
+    return a_directory(path, mode, keep_owner=True, **fields)
 
 
-def member_link(path: str, target: str, *, hard: bool = False) -> list[pb.ResourceChunk]:
-    return a_link(path, target, hard=hard, keepOwner=True)
+def member_link(path: str, target: str, *, hard: bool = False) -> list[Item]:
+    return a_link(path, target, hard=hard, keep_owner=True)
 
 
 @pytest.mark.parametrize("target", ["/etc", "../etc", "../../etc", "sub/../../etc"])
@@ -339,8 +336,8 @@ def test_a_directory_of_great_depth_is_replaced(local: Local) -> None:
 
 
 def test_chmod_applies_to_files_and_directories(local: Local) -> None:
-    local.copy([*a_directory(""), *in_tree("f", b"x", fileMode=0o600)], "/t", chmod="u=rwX,go=rX")
-    local.copy(a_file("g", fileMode=0o600), "/g", chmod="4750")
+    local.copy([*a_directory(""), *in_tree("f", b"x", mode=0o600)], "/t", chmod="u=rwX,go=rX")
+    local.copy(a_file("g", mode=0o600), "/g", chmod="4750")
     assert (local.mode("t"), local.mode("t/f"), local.mode("g")) == (0o755, 0o644, 0o4750)
 
 
@@ -377,6 +374,5 @@ def test_a_loop_of_links_is_an_error(local: Local) -> None:
 
 def test_a_large_file_is_streamed(local: Local) -> None:
     part = os.urandom(wire.CHUNK_BYTES)
-    chunks = [header(size=20 * len(part)), *[chunk(part)] * 20, eof()]
-    local.copy(chunks, "/big")
+    local.copy(a_file("f", part * 20), "/big")
     assert (local.image / "big").read_bytes() == part * 20

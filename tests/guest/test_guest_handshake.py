@@ -89,7 +89,7 @@ def test_a_common_name_is_no_name_of_a_server(authority: Authority, names: Names
     error = refused(make_block(pki, server))
     server.stop()
     assert f"certificate is not valid for '{SERVER_NAME}'" in error.message
-    assert (error.exit_status, server.hellos) == (4, [])
+    assert (error.exit_status, server.calls) == (4, [])
 
 
 def test_the_name_counts_among_the_alternative_names_whatever_the_common_name(authority: Authority) -> None:
@@ -116,7 +116,7 @@ def test_a_server_that_shows_another_certificate_the_second_time_is_refused(auth
     for server in servers:
         server.stop()
     assert error.exit_status == 4
-    assert servers[1].hellos == []
+    assert servers[1].calls == []
 
 
 @contextmanager
@@ -165,7 +165,7 @@ def test_a_server_that_refuses_the_guest_is_believed_at_once(
 ) -> None:
     error = refused(strange_guest)
     assert "it refuses the guest, likely" in error.message  # gRPC's core says no more to its peers
-    assert (error.exit_status, server.hellos) == (4, [])
+    assert (error.exit_status, server.calls) == (4, [])
 
 
 @contextmanager
@@ -309,7 +309,7 @@ def test_a_key_of_another_certificate_is_wrong_metadata(
     other = pki.stranger.issue("x", server=False)
     with pytest.raises(InputError, match="does not belong to the certificate") as caught:
         bootstrap(replace(make_block(pki, server), key=other.key.decode()), str(tmp_path))
-    assert (caught.value.exit_status, server.hellos) == (2, [])
+    assert (caught.value.exit_status, server.calls) == (2, [])
 
 
 def test_an_encrypted_key_is_wrong_metadata_and_nobody_is_asked(

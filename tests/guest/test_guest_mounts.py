@@ -51,7 +51,7 @@ def anywhere(request: pytest.FixtureRequest, build: Build) -> Build:
 def files(build: Build, number: int = 1, extra: Any = ()) -> None:
     build.server.resources[f"mount-{number}"] = [
         *a_directory("", 0o750),
-        *in_tree("a", b"alpha", fileMode=0o640, mtimeNs=5 * 10**9),
+        *in_tree("a", b"alpha", mode=0o640, mtime_ns=5 * 10**9),
         *a_directory("sub"),
         *in_tree("sub/b", b"beta"),
         *a_link("link", "sub/b"),
@@ -80,7 +80,7 @@ def test_a_run_has_all_mounts_and_leaves_no_trace_of_them(anywhere: Build) -> No
     build = anywhere
     files(build)
     build.server.resources |= {
-        "mount-2": a_file("one", b"single", fileMode=0o604),
+        "mount-2": a_file("one", b"single", mode=0o604),
         "secret-1": a_file("s", SECRET),
         "secret-2": a_file("t", b"in-env"),
     }
@@ -290,7 +290,7 @@ def test_what_a_server_sends_wrongly_for_a_mount_ends_the_build(
 
 
 def test_a_link_that_comes_as_the_files_of_a_mount_is_not_followed(build: Build) -> None:
-    build.server.resources["mount-1"] = a_link("l", "/etc", fromDirectory=False)
+    build.server.resources["mount-1"] = a_link("l", "/etc", from_directory=False)
     abort = build.fail(mounted("ls /b", bind("/b")))
     assert "mount /b" in abort.error
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from firebuild_bootstrap import wire
-from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.guest.enter import Launcher
 from firebuild_bootstrap.guest.netfiles import network_files
 from firebuild_bootstrap.layers.root import Root
 from firebuild_bootstrap.sandbox import IdMap
 from guest.build import Build, run_command, workdir_command
+from guest.server import Log
 from support import REPO
 
 pytestmark = pytest.mark.needs("bwrap", "busybox")
@@ -42,10 +42,7 @@ def test_output_and_events_of_a_command_reach_the_server(build: Build) -> None:
 
 def test_events_and_output_of_steps_come_in_order(build: Build) -> None:
     build.succeed(run_command("echo a", step=2), run_command("echo b", step=5))
-    told = [
-        (message.step, bytes(message.data) or pb.StepEvent.Kind.Name(message.event.kind))
-        for _, message in build.server.logs
-    ]
+    told = [(log.step, log.data or log.event) for log in build.server.logs]
     assert told == [
         (2, "STARTED"),
         (2, b"a\n"),
@@ -65,8 +62,8 @@ def test_a_slow_server_gets_every_byte_and_the_guest_stays_small(build: Build) -
     size = 100 * 1024 * 1024
     sizes: list[int] = []
 
-    def slow(message: pb.LogMessage) -> None:
-        if message.data and not len(build.server.logs) % 200:
+    def slow(log: Log) -> None:
+        if log.data and not len(build.server.logs) % 200:
             time.sleep(0.05)
 
     build.server.on_log = slow
@@ -77,7 +74,7 @@ def test_a_slow_server_gets_every_byte_and_the_guest_stays_small(build: Build) -
                 sizes.append(resident(pid))
             time.sleep(0.05)
         assert running.finish().status == 0
-    received = sum(len(message.data) for _, message in build.server.logs)
+    received = sum(len(log.data) for log in build.server.logs)
     assert received == size
     assert build.server.successes == 1
     assert max(sizes) - sizes[0] < 16 * 1024 * 1024

@@ -27,15 +27,6 @@ from firebuild_pki import TLSMaterial
 BUSYBOX = Path("/bin/busybox")
 TESTS = Path(__file__).parents[1]
 TOOLS = ["cat", "chmod", "chown", "env", "ln", "mkdir", "mv", "readlink", "rm", "sha256sum", "stat", "touch"]
-_BY_CALLS = """
-from firebuild_bootstrap.guest import bootstrap, main, stream
-
-def join(*_):
-    raise stream.NoSession
-
-bootstrap.join = join
-main.main()
-"""
 _APPLETS = (
     *("cat", "chmod", "chown", "echo", "env", "id", "ln", "ls", "mkdir", "mv", "printf", "pwd", "readlink"),
     *("rm", "sh", "sha256sum", "sleep", "stat", "su", "touch", "true", "head", "tr", "dd", "awk", "kill"),
@@ -176,11 +167,6 @@ class House:
             lambda address: [*module, "--root", "/image", "--mmds", address],
             MmdsVersion.V2,
         )
-
-    def new_by_calls(self, dockerfile: str) -> Result:
-        """Build with our own guest, as if the server knew no sessions."""
-        program = [*self.runtime.python, "-c", _BY_CALLS, "bootstrap", "--root", "/image", "--mmds"]
-        return self._build(dockerfile, lambda address: [*program, address], MmdsVersion.V2)
 
     def link(self, name: str, text: str) -> None:
         path = self.context / name

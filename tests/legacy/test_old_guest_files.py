@@ -59,20 +59,6 @@ def test_files_arrive_where_and_how_they_should(house: House) -> None:
     house.both("COPY no* /x/\nCOPY --chown=root:root a.txt /y/\nRUN echo 1 > /z\nCOPY no* /q")
 
 
-@pytest.mark.needs("ids")
-def test_our_guest_and_our_server_understand_each_other_in_the_old_way_too(house: House) -> None:
-    """As a current vminit does with a server of before the sessions."""
-    fill(house)
-    dockerfile = (
-        "COPY tree other /t/\nCOPY --chown=app --chmod=u+x a.txt /a\nWORKDIR /w\nENV A='1 2'\n"
-        "RUN printf \"$A\"; pwd; printf 'a\\377b' >&2\nRUN exit 3\n"
-    )
-    new, old = house.new(dockerfile), house.new_by_calls(dockerfile)
-    assert old.tree() == new.tree()
-    assert (old.steps, old.outcome.exit_code) == (new.steps, 3)
-    assert (old.output(5), old.output(5, "stderr")) == (b"1 2/w\n", b"a\xffb")
-
-
 @pytest.mark.root
 def test_owners_and_modes_are_as_asked_for(house: House) -> None:
     fill(house)

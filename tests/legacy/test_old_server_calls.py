@@ -22,7 +22,7 @@ from firebuild_bootstrap.legacy.scripts import encode_command
 from guest.build import Build, copy_command, make_block, make_image, run_command
 from guest.local import Local
 from guest.pki import Pki
-from guest.server import BuildServer, chunk
+from guest.server import BuildServer, Log, chunk, head
 
 ROOT = pytest.mark.root
 SANDBOX = pytest.mark.needs("bwrap", "busybox")
@@ -35,11 +35,6 @@ def local(pki: Pki, server: BuildServer, tmp_path: Path) -> Iterator[Local]:
     local = Local(pki, server, make_image(tmp_path / "image", busybox=False))
     yield local
     local.close()
-
-
-def head(name: str = "f", **fields: Any) -> pb.ResourceChunk:
-    fields = {"targetPath": "/t", "targetWorkdir": "/", "fileMode": 0o644, **fields}
-    return pb.ResourceChunk(header=pb.ResourceChunk.ResourceHeader(sourcePath=name, **fields))
 
 
 def file(name: str = "f", data: bytes = b"", **fields: Any) -> list[pb.ResourceChunk]:
@@ -59,10 +54,8 @@ def test_an_old_server_gets_lines_of_text_and_no_events(build: Build) -> None:
     }
     build.succeed(json.dumps(document))
     lines = {name: [] for name in ("stdout", "stderr")}  # type: dict[str, list[str]]
-    for name, message in build.server.logs:
-        assert not message.data
-        assert not message.HasField("event")
-        lines[name] += message.line
+    for log in build.server.logs:
+        lines[log.stream] += log.lines
     assert lines == {"stdout": ["one", "two\ufffd", "rest"], "stderr": ["er"]}
 
 
@@ -74,9 +67,9 @@ def test_an_old_server_gets_a_long_line_in_pieces(local: Local) -> None:
             host.write(0, "stdout", b"x" * BATCH_BYTES)
         host.write(0, "stdout", "é".encode()[:1])
         host.finished(0, 0, 0.0)
-    text = "".join(line for _, message in local.server.logs for line in message.line)
+    text = "".join(line for log in local.server.logs for line in log.lines)
     assert text == "x" * 3 * BATCH_BYTES + "\ufffd"
-    assert max(len(line) for _, message in local.server.logs for line in message.line) <= 2 * BATCH_BYTES
+    assert max(len(line) for log in local.server.logs for line in log.lines) <= 2 * BATCH_BYTES
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -105,7 +98,6 @@ def test_headers_say_where_files_go(local: Local) -> None:
     }
     assert (local.mode("t/dir/a"), local.owner("t/dir/a"), local.mode("t/dir")) == (0o4755, (7, 8), 0o700)
     assert (local.owner("t"), local.owner("w")) == ((0, 0), (0, 0))
-    assert local.server.events == []
     assert [(request.path, request.stage) for request in local.server.requests] == [("files", "")]
 
 
@@ -217,7 +209,7 @@ def test_the_guests_own_work_on_a_file_does_not_count(local: Local) -> None:
 
 def test_a_server_that_takes_no_output_is_lost(local: Local) -> None:
     over = threading.Event()
-    local.server.on_log = lambda message: over.wait(20)  # type: ignore[assignment]
+    local.server.on_log = lambda message: over.wait(20)
     local.client.call_timeout = 0.3
     with local.calls() as host, pytest.raises(ServerLost) as caught:
         host.write(0, "stdout", b"line\n")
@@ -227,7 +219,7 @@ def test_a_server_that_takes_no_output_is_lost(local: Local) -> None:
 
 
 def test_a_server_that_refuses_output_ends_the_build(local: Local) -> None:
-    def refuse(message: pb.LogMessage) -> None:
+    def refuse(_: Log) -> None:
         raise RuntimeError("disk full")
 
     local.server.on_log = refuse
@@ -237,7 +229,7 @@ def test_a_server_that_refuses_output_ends_the_build(local: Local) -> None:
 
 def test_a_writer_that_waits_for_a_stuck_server_is_released_by_the_end(local: Local) -> None:
     stuck = threading.Event()
-    local.server.on_log = lambda message: stuck.wait(10)  # type: ignore[assignment]
+    local.server.on_log = lambda message: stuck.wait(10)
     threading.Timer(0.5, lambda: local.stop.set(ServerLost("gone"))).start()
     with local.calls() as host, pytest.raises(ServerLost, match="gone"):
         host.write(2, "stdout", b"line\n")
@@ -264,14 +256,6 @@ def test_an_error_with_a_name_that_is_not_utf8_can_be_reported(local: Local) -> 
     with local.calls() as host:
         assert host.abort(GuestError("b\udcffad"))
     assert [abort.error for abort in local.server.aborts] == ["b?ad"]
-
-
-@pytest.mark.root
-def test_no_call_says_anything_about_the_guest(local: Local) -> None:
-    """Ours of earlier versions would send more than this guest knows otherwise."""
-    local.copy(file(targetPath="/f"), "/f")
-    assert {name for name, _ in local.server.hellos} == {"Commands", "Resource"}
-    assert not any(name.startswith("firebuild") for _, hello in local.server.hellos for name, _ in hello)
 
 
 class Garbled(BuildServer):

@@ -1,8 +1,7 @@
 """A build of an old server, as the guest sees it: one call for each thing.
 
 Such servers are Go programs in the field. What they send is read as their Dockerfiles meant it
-(docs/wire-protocol.md, "Old servers"). Ours of before `Session` take this guest for an old one, whom they ask
-for nothing else than a Go server would; so this is the way to talk to both.
+(docs/wire-protocol.md, "Old servers").
 """
 
 from __future__ import annotations
@@ -152,9 +151,8 @@ class OldServer:
     def abort(self, error: GuestError) -> bool:
         """Report a failure; False when the server did not take it. Never raises: it is the last call."""
         text = error.message.encode("utf-8", "replace").decode()  # names of files need not be UTF-8
-        request = pb.AbortRequest(error=text, step=error.step, exit_code=error.exit_code, reason=error.reason)
         try:
-            self._method("Abort")(request, timeout=_FAREWELL_SECONDS)
+            self._method("Abort")(pb.AbortRequest(error=text), timeout=_FAREWELL_SECONDS)
         except (grpc.RpcError, ValueError):
             return False
         return True
