@@ -260,7 +260,7 @@ LIMITS: Final = {
         "memory": Held(
             (BOOTSTRAP.log_limit, reporting._MAX_REASON),
             (
-                "service/test_calls.py::test_steps_that_take_turns_do_not_get_around_the_limit",
+                "legacy/test_old_guest_calls.py::test_steps_that_take_turns_do_not_get_around_the_limit",
                 "pages/test_security_page.py::test_the_reason_of_a_guest_is_cut",
             ),
         ),

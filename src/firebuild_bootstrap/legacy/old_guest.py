@@ -21,10 +21,9 @@ from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.context.entries import Resource
 from firebuild_bootstrap.errors import FirebuildError, GuestLost, InputError, StepFailed
-from firebuild_bootstrap.service.reporting import Outcome, failure
+from firebuild_bootstrap.service.reporting import Outcome, failure, why
 from firebuild_bootstrap.service.session import Session, StepEvents
 from firebuild_bootstrap.values import dataclass
-from firebuild_pki.display import block
 
 from . import copying, scripts
 
@@ -44,7 +43,6 @@ _MOST_HELD: Final = 1024 * 1024
 Stream = Literal["stdout", "stderr"]
 
 _TOO_OLD: Final = "the guest's vminit is too old to build this image"
-_NO_REASON: Final = "the guest gave no reason"
 _HINT: Final = "use a current vminit, or put what is missing into the base"
 # The guest stops reading at such output, and what still writes is ended by SIGPIPE.
 _STATUS: Final = re.compile("[0-9]{1,3}")
@@ -437,8 +435,9 @@ class Progress:
         self._ended = (0, time.monotonic() - self._begun)
 
     def _explained(self, mark: Mark) -> FirebuildError:
-        why = block(mark.value) or _NO_REASON
-        return StepFailed(why, step=mark.step) if mark.step else InputError(f"{_TOO_OLD}: {why}", hint=_HINT)
+        if mark.step == 0:
+            return InputError(f"{_TOO_OLD}: {why(mark.value)}", hint=_HINT)
+        return StepFailed(why(mark.value), step=mark.step)
 
     # --- the end --------------------------------------------------------------------------------
 
@@ -467,7 +466,7 @@ class Progress:
         return StepFailed(f"the guest reported success, but step {step} was not seen to end", step=step)
 
     def _guess(self, text: str) -> FirebuildError:
-        text = block(text) or _NO_REASON
+        text = why(text)
         if self._told and not self._ready:
             return InputError(f"{_TOO_OLD}, which needs a shell in it, /bin/sh: {text}", hint=_HINT)
         return StepFailed(text, step=self._step, hint=_NOT_UTF8 if _CUT_OFF.search(text) else None)

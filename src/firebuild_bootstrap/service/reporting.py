@@ -228,8 +228,13 @@ def aborted(text: str, *, step: int, exit_code: int, reason: str) -> Outcome:
     """
     check_status(step, exit_code)
     status = exit_code if reason == "command" else None
-    error = StepFailed(block(text, _MAX_REASON) or "the guest gave no reason", step=step, exit_code=status)
+    error = StepFailed(why(text), step=step, exit_code=status)
     return Outcome(error=error, step=step, exit_code=status, reason=reason)
+
+
+def why(text: str) -> str:
+    """Return what a guest says of its failure, as it may be shown."""
+    return block(text, _MAX_REASON) or "the guest gave no reason"
 
 
 def check_status(step: int, exit_code: int) -> None:
