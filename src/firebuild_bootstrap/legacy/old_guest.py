@@ -178,7 +178,6 @@ class OldGuest:
         shipment.begun += 1
         self.progress.fetching(shipment.step)
         for position, piece in enumerate(shipment.portions[number]):
-            self._session.touch()
             header = self._header(piece.path, f"{path}-{position}", directory=piece.entry < 0)
             content = () if piece.entry < 0 else shipment.feed.piece(piece.entry, piece.size, last=piece.last)
             yield from _messages(header, content)
