@@ -29,7 +29,7 @@ class CertificateChecks(Checks):
     @each_profile
     @contract(see="SignedCertificate")
     def test_the_answer_is_a_certificate(self, ca_bench: Bench, profile: Profile) -> None:
-        """A provider answers with one certificate and its chain, in PEM."""
+        """A provider returns one certificate and its chain, in PEM."""
         with ca_bench.direct() as provider:
             answer = provider.answer(profile)
         if answer.flaw:
@@ -78,7 +78,7 @@ class CertificateChecks(Checks):
     @each_profile
     @contract(see="SignedCertificate")
     def test_the_certificate_is_an_end_entitys(self, ca_bench: Bench, profile: Profile) -> None:
-        """The certificate is not of a CA; its key usage is critical, without certificate signing."""
+        """The certificate is not a CA's; its key usage is critical and without certificate signing."""
         with ca_bench.direct() as provider:
             leaf = provider.answer(profile).leaf
         if is_ca(leaf):
@@ -104,7 +104,7 @@ class CertificateChecks(Checks):
     @each_profile
     @contract(see="SignRequest")
     def test_the_certificate_is_valid_now(self, ca_bench: Bench, profile: Profile) -> None:
-        """The certificate is valid from now on, not from a later moment."""
+        """The certificate is valid already, not only from a later time on."""
         with ca_bench.direct() as provider:
             leaf = provider.answer(profile).leaf
         now = ca_bench.clock()
@@ -116,7 +116,7 @@ class CertificateChecks(Checks):
     @pytest.mark.parametrize("minutes", [20, 120])
     @contract(see="SignRequest", needs=(Feature.SIGN, Feature.LIFETIME))
     def test_the_certificate_lives_as_long_as_was_asked(self, ca_bench: Bench, minutes: int) -> None:
-        """The certificate is valid for as long as was asked, give or take a minute."""
+        """The certificate has the requested lifetime, give or take a minute."""
         with ca_bench.direct() as provider:
             answer = provider.signed(Profile.SERVER, ttl=timedelta(minutes=minutes))
         end = answer.leaf.not_valid_after_utc
@@ -146,7 +146,7 @@ class ChainChecks(Checks):
     @each_profile
     @contract(see="SignedCertificate", needs=(Feature.SIGN,))
     def test_the_chain_holds_issuers_only(self, ca_bench: Bench, profile: Profile) -> None:
-        """The chain holds the issuers alone: not the leaf, no root, nothing twice."""
+        """The chain has only issuers: not the leaf, no root, no duplicates."""
         with ca_bench.direct() as provider:
             answer = provider.signed(profile)
         _must_be_issuers(answer.leaf, answer.others)
@@ -165,7 +165,7 @@ class ChainChecks(Checks):
     @each_profile
     @contract(see="TrustBundle")
     def test_the_chain_is_complete(self, ca_bench: Bench, profile: Profile) -> None:
-        """The chain leads from the leaf to a trust anchor: no link is missing, no certificate unrelated."""
+        """The chain leads from the leaf to a trust anchor without missing links or unrelated certificates."""
         with ca_bench.direct() as provider:
             answer = provider.answer(profile)
             trust = verify_trust(provider.trust_bundle(), ca_bench.clock())
@@ -176,7 +176,7 @@ class ChainChecks(Checks):
 
     @contract(see="TrustBundle")
     def test_the_trust_bundle_holds_valid_cas(self, ca_bench: Bench) -> None:
-        """The trust bundle holds CAs that are valid now, at least one as an anchor."""
+        """The trust bundle has CAs that are valid now, at least one of them an anchor."""
         with ca_bench.direct() as provider:
             verify_trust(provider.trust_bundle(), ca_bench.clock())
 

@@ -36,19 +36,19 @@ class HandshakeChecks(Checks):
 
     @contract(see="TLSMaterial")
     def test_server_and_guest_talk(self, ca_bench: Bench) -> None:
-        """Server and guest of an authority talk over mutual TLS."""
+        """Server and guest of an authority can connect with mutual TLS."""
         handshake(*_ends(ca_bench))
 
     @contract(see="Profile")
     def test_a_guest_makes_no_server(self, ca_bench: Bench) -> None:
-        """The guest's certificate does not make a server."""
+        """The guest's certificate is not accepted as a server's."""
         _, guest = _ends(ca_bench)
         # its name would be right, so that nothing but the usage is in the way
         _must_be_refused(guest, replace(guest, server_name=guest.identity))
 
     @contract(see="Profile")
     def test_a_server_makes_no_guest(self, ca_bench: Bench) -> None:
-        """The server's certificate does not make a guest."""
+        """The server's certificate is not accepted as a guest's."""
         server, _ = _ends(ca_bench)
         _must_be_refused(server, server)
 
@@ -106,12 +106,12 @@ def _must_be_refused(server: TLSMaterial, guest: TLSMaterial, *, anonymous: bool
 
 
 class FrameworkChecks(Checks):
-    """What the framework makes of the provider."""
+    """The framework with this provider."""
 
     @each_profile
     @contract(see="SignedCertificate")
     def test_the_framework_has_nothing_to_remark(self, ca_bench: Bench, profile: Profile) -> None:
-        """The framework accepts the certificates and finds nothing to remark."""
+        """The framework accepts the certificates without a warning."""
         with ca_bench.authority() as authority:
             _ = authority.issue_server() if profile is Profile.SERVER else authority.issue_guest()
         if authority.warnings:
@@ -128,7 +128,7 @@ class FrameworkChecks(Checks):
     @pytest.mark.parametrize("key_type", list(KeyType), ids=str)
     @contract(see="KeyType", needs=(Feature.SIGN,))
     def test_the_kind_of_key_is_certified(self, ca_bench: Bench, key_type: KeyType) -> None:
-        """Keys of this kind are certified."""
+        """Keys of this type are certified."""
         section = {**ca_bench.section, "key_type": str(key_type)}
         with ca_bench.with_section(section).authority() as authority:
             if Capability.SIGN not in authority.capabilities:
@@ -188,7 +188,7 @@ class RollOverChecks(Checks):
     def test_a_build_survives_a_roll_over(
         self, ca_bench: Bench, ca_roll_over: Callable[[], None] | None
     ) -> None:
-        """What was issued before stays usable; a build goes on, or is told that its CA rolled over."""
+        """Certificates issued before stay usable; a build goes on, or fails because its CA rolled over."""
         roll_over = _given(ca_roll_over)
         with ca_bench.authority() as authority:
             server, guest = authority.issue_server(), authority.issue_guest()
@@ -206,7 +206,7 @@ class RollOverChecks(Checks):
     def test_the_next_build_follows_a_roll_over(
         self, ca_bench: Bench, ca_roll_over: Callable[[], None] | None
     ) -> None:
-        """A build that begins after the roll-over works, though one from before is still open."""
+        """A build that begins after the roll-over works while one from before is still open."""
         roll_over = _given(ca_roll_over)
         with ca_bench.authority() as before:
             before.issue_server()

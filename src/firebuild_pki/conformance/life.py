@@ -29,7 +29,7 @@ class RefusalChecks(Checks):
 
     @contract(see="Capability")
     def test_the_way_of_issuing_is_clear(self, ca_bench: Bench) -> None:
-        """A provider either signs or has ready pairs, and says so."""
+        """A provider either signs or has ready pairs, and declares which."""
         with ca_bench.direct(opened=False) as provider:
             found = provider.capabilities
         ways = found & {Capability.SIGN, Capability.READY_PAIRS}
@@ -40,7 +40,7 @@ class RefusalChecks(Checks):
 
     @contract(see="CAProvider")
     def test_what_is_not_promised_is_unsupported(self, ca_bench: Bench) -> None:
-        """What the capabilities do not promise raises UnsupportedOperation."""
+        """An operation without its capability raises UnsupportedOperation."""
         with ca_bench.direct() as direct:
             provider, (request, _) = direct.provider, direct.request(Profile.SERVER)
             unknown = _unknown_certificate()
@@ -75,7 +75,7 @@ class RefusalChecks(Checks):
     def test_what_the_policy_forbids_is_refused(
         self, ca_bench: Bench, ca_refusing_settings: Mapping[str, Any] | None
     ) -> None:
-        """What the backend's policy forbids is an error with the provider's name."""
+        """A request that the backend's policy forbids is an error with the provider's name."""
         if ca_refusing_settings is None:
             raise Violation("no fixture ca_refusing_settings")
         with ca_bench.with_section(ca_refusing_settings).authority() as authority:
@@ -105,13 +105,13 @@ class RefusalChecks(Checks):
 
     @contract(see="CAProvider.revoke", needs=(Feature.REVOKE,))
     def test_a_certificate_is_taken_back(self, ca_bench: Bench) -> None:
-        """A certificate of the provider can be taken back."""
+        """A certificate of the provider can be revoked."""
         with ca_bench.authority() as authority:
             authority.revoke(authority.issue_server())
 
     @contract(see="CAProvider.revoke", needs=(Feature.REVOKE,))
     def test_an_unknown_certificate_is_not_taken_back(self, ca_bench: Bench) -> None:
-        """Taking back a certificate that the provider does not know is an error with its name."""
+        """Revoking a certificate that the provider does not know is an error with the provider's name."""
         with ca_bench.authority() as authority:
             _must_be_able_to_revoke(authority)
             known = authority.issue_server()
@@ -146,14 +146,14 @@ class LifeChecks(Checks):
 
     @contract(see="CAProvider.check")
     def test_a_check_finds_nothing_fatal(self, ca_bench: Bench) -> None:
-        """check() returns notes, none of them fatal where all is well."""
+        """check() returns notes, none of them fatal if the backend works."""
         for note in _checked(ca_bench):
             if note.fatal:
                 raise Violation(f"the fatal note: {note}")
 
     @contract(see="CAProvider.check", needs=(Feature.CHECK,))
     def test_a_check_says_what_it_looked_at(self, ca_bench: Bench) -> None:
-        """check() returns a note for each thing it looked at, labelled with what that is."""
+        """check() returns a note for each thing it tested, with a label for it."""
         notes = _checked(ca_bench)
         if not notes:
             raise Violation("no notes")
@@ -183,7 +183,7 @@ class LifeChecks(Checks):
 
     @contract(see="CAProvider.close")
     def test_nothing_is_issued_after_closing(self, ca_bench: Bench) -> None:
-        """After close() there are neither keys nor tokens to issue with."""
+        """After close() no keys and tokens are left to issue with."""
         with ca_bench.direct() as provider:
             provider.close()
             try:
@@ -194,7 +194,7 @@ class LifeChecks(Checks):
 
     @contract(see="CAProvider.close")
     def test_nothing_is_issued_after_closing_beside_an_open_one(self, ca_bench: Bench) -> None:
-        """What another provider has open in the process is of no use to one that is closed."""
+        """A closed provider cannot issue through what another provider of the process has open."""
         with ca_bench.direct(), ca_bench.direct() as provider:
             provider.close()
             try:
@@ -207,7 +207,7 @@ class LifeChecks(Checks):
     def test_what_others_do_wrong_harms_no_open_one(
         self, ca_bench: Bench, ca_broken_settings: Mapping[str, Any] | None
     ) -> None:
-        """A provider works on when others are closed twice or unopened, or fail to open."""
+        """A provider keeps working when others are closed twice or unopened, or fail to open."""
         with ca_bench.direct() as provider:
             for done in _missteps(ca_bench, ca_broken_settings):
                 try:
@@ -225,7 +225,7 @@ class LifeChecks(Checks):
 
     @contract(see="CAProvider")
     def test_the_process_stays_as_it_was(self, ca_bench: Bench) -> None:
-        """Working directory, umask, environment and the like belong to all builds of the process."""
+        """Working directory, umask, environment and other process state are unchanged after each call."""
         _, traces = lived(ca_bench)
         if traces.changes:
             found = (f"{what} is changed {when}" for what, when in sorted(traces.changes.items()))
@@ -233,7 +233,7 @@ class LifeChecks(Checks):
 
     @contract(see="CAProvider")
     def test_standard_output_is_left_alone(self, ca_bench: Bench) -> None:
-        """Standard output is for what the command prints; a provider has notes and loggers."""
+        """A provider writes nothing to standard output; it has notes and loggers."""
         _, traces = lived(ca_bench)
         size = len(traces.printed["standard output"])
         if size:
@@ -248,14 +248,14 @@ class LifeChecks(Checks):
 
     @contract(see="CAProvider.open")
     def test_one_build_follows_another(self, ca_bench: Bench) -> None:
-        """A provider can be opened again and again, by one build after the other."""
+        """A provider can be opened by one build after the other."""
         for number in range(3):
             with ca_bench.authority(build_id=f"conformance-{number}") as authority:
                 authority.issue_guest()
 
 
 class PendingChecks(Checks):
-    """Certificates that the backend does not have at once; skipped where it has."""
+    """Certificates that the backend issues later; skipped if it issues them at once."""
 
     @contract(see="CAProvider.poll")
     def test_pending_certificates_do_not_mix(self, ca_bench: Bench) -> None:
@@ -273,7 +273,7 @@ class PendingChecks(Checks):
 
     @contract(see="CAProvider.poll")
     def test_nothing_that_is_pending_comes_after_closing(self, ca_bench: Bench) -> None:
-        """Closing an authority while a certificate is pending is not an error, and nothing comes."""
+        """Closing an authority while a certificate is pending is no error, and nothing is issued later."""
         with _pending(ca_bench) as (direct, first):
             direct.close()
             try:

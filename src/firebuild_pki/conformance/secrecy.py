@@ -63,7 +63,7 @@ class SettingsChecks(Checks):
 
     @contract(see="CAProvider.validate")
     def test_looking_at_the_settings_touches_nothing(self, ca_bench: Bench) -> None:
-        """Making the provider and validate() do no input and output."""
+        """Creating the provider and validate() do no I/O."""
         _notes(ca_bench, [])  # modules that are imported on first use are read from files
         seen: list[str] = []
         _notes(ca_bench, seen)
@@ -72,7 +72,7 @@ class SettingsChecks(Checks):
 
     @contract(see="CAProvider.validate")
     def test_looking_at_the_settings_twice_says_the_same(self, ca_bench: Bench) -> None:
-        """validate() returns notes, none fatal for good settings, always the same."""
+        """validate() returns the same notes each time, none of them fatal for good settings."""
         notes = _notes(ca_bench, [])
         for note in notes:
             if not isinstance(note, Note) or note.fatal:
@@ -134,7 +134,7 @@ class SecrecyChecks(Checks):
 
     @contract(see="SecretRef")
     def test_settings_show_no_secrets(self, ca_bench: Bench, ca_spill: Spill) -> None:
-        """Settings hold references to secrets, so no secret shows in them."""
+        """Settings contain references to secrets, so they show no secret."""
         settings = ca_bench.settings
         ca_spill.must_not_be_in(repr(settings) + str(settings), "repr(settings)")
         shown = json.dumps(redacted(settings), ensure_ascii=False)
@@ -142,7 +142,7 @@ class SecrecyChecks(Checks):
 
     @contract(see="CAProvider")
     def test_a_provider_shows_no_secrets(self, ca_bench: Bench, ca_spill: Spill) -> None:
-        """No secret shows in the repr of a provider."""
+        """The repr of a provider shows no secret."""
         with ca_bench.direct() as direct:
             direct.answer(Profile.SERVER)
             shown = repr(direct.provider) + str(direct.provider)
@@ -174,13 +174,13 @@ class SecrecyChecks(Checks):
 
     @contract(see="CAProvider")
     def test_files_keep_secrets(self, ca_bench: Bench, ca_spill: Spill) -> None:
-        """A file with a secret is readable for its owner alone, and gone after close()."""
+        """A file with a secret is readable by its owner only, and removed after close()."""
         _, traces = lived(ca_bench)
         _must_be_kept_by_files(ca_spill, traces)
 
     @contract(see="SecretRef")
     def test_wrong_secrets_are_not_shown(self, ca_bench: Bench, tmp_path: Path) -> None:
-        """A secret that is wrong gets no further than the right one: into no log, no error, nothing else."""
+        """A wrong secret is as confidential as the right one: it is in no log, no error, nothing else."""
         wrong = f"wrong-{secrets.token_hex(16)}"
         place = tmp_path / "wrong"
         place.write_text(wrong)
