@@ -55,7 +55,7 @@ def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
 
 def test_options_in_running_text_keep_their_hyphens(site: Path) -> None:
     page = (site / "docs/from-docker.html").read_text()
-    assert "--platform names it" in page
+    assert "use --platform; only" in page
     assert re.findall(r"[\u2013\u2014\u2018\u2019\u201c\u201d]", page) == []
 
 

@@ -28,21 +28,21 @@ _REFUSED_FLAGS: Final = {
     "--detach": "a build is a process of its own: let your shell run it in the background",
     "--debug": "FIREBUILD_DEBUG=1 in the environment shows where an internal error happened; "
     "--debug-shell opens a shell where a RUN failed",
-    "--stream": "the context is read where it is: leave it out",
-    "--disable-content-trust": "images are not signed here, so there is nothing to distrust: leave it out",
+    "--stream": "the context is read in place: leave it out",
+    "--disable-content-trust": "images are not signed here, so there is no signature to check: leave it out",
 }
 _REFUSED_OPTIONS: Final = {
-    "--builder": "there are no builders: --machine says where a build runs",
-    "--allow": "there are no entitlements: --machine says what a RUN step can reach",
+    "--builder": "there are no builders: --machine selects where a build runs",
+    "--allow": "there are no entitlements: --machine decides what a RUN step can reach",
     "--annotation": _ANNOTATIONS,
-    "--print": "not there yet; `firebuild images inspect` shows what a build made",
-    "--policy": "policies are not there yet",
-    "--root": "there are no builders: --machine says where a build runs",
-    "--server-config": "there are no builders: --machine says where a build runs",
-    "--add-host": "the machine's /etc/hosts is not yours to change; write names into it in the same RUN",
-    "--network": "the machine decides what RUN steps reach: docs/machines.md has a table",
-    "--isolation": "--machine says what isolates a RUN step: docs/machines.md has a table",
-    "--security-opt": "--machine says what isolates a RUN step: docs/machines.md has a table",
+    "--print": "not supported yet; `firebuild images inspect` shows the result of a build",
+    "--policy": "policies are not supported yet",
+    "--root": "there are no builders: --machine selects where a build runs",
+    "--server-config": "there are no builders: --machine selects where a build runs",
+    "--add-host": "the /etc/hosts of the machine can't be set from here; write names into it in the same RUN",
+    "--network": "the machine decides what RUN steps can reach: see the table in docs/machines.md",
+    "--isolation": "--machine decides what isolates a RUN step: see the table in docs/machines.md",
+    "--security-opt": "--machine decides what isolates a RUN step: see the table in docs/machines.md",
     "--cgroup-parent": _LIMITS,
     "--cpu-period": _LIMITS,
     "--cpu-quota": _LIMITS,
@@ -54,40 +54,40 @@ _REFUSED_OPTIONS: Final = {
     "--shm-size": _LIMITS,
     "--ulimit": _LIMITS,
 }
-_PLATFORM: Final = "--platform names it, and has to be that of this host"
+_PLATFORM: Final = "use --platform; only the platform of this host is supported"
 _VERIFIED: Final = (
-    "certificates are always verified: registries.hosts.HOST.ca_file names the CA; http is for loopback"
+    "certificates are always verified: set registries.hosts.HOST.ca_file to the CA; http is for loopback"
 )
-_LOGINS: Final = "logins of docker and podman count, and those of registries.hosts.HOST in the configuration"
-_ATTEMPTS: Final = "registries.attempts in the configuration says how often something is tried again"
+_LOGINS: Final = "use a login of docker or podman, or registries.hosts.HOST in the configuration"
+_ATTEMPTS: Final = "registries.attempts in the configuration sets the number of attempts"
 _MOUNTS: Final = "`RUN --mount=type=bind` and --build-context NAME=DIR give a RUN step files of this host"
-_ISOLATED: Final = "--machine says what isolates a RUN step: docs/machines.md has a table"
-_OWNERS: Final = "machine.ids in the configuration says which owners a build knows"
-_CONFIGURED: Final = "instructions of the Dockerfile say what is in the configuration: ENV, LABEL, ARG"
+_ISOLATED: Final = "--machine decides what isolates a RUN step: see the table in docs/machines.md"
+_OWNERS: Final = "machine.ids in the configuration selects the user ids of a build"
+_CONFIGURED: Final = "set the configuration with instructions of the Dockerfile: ENV, LABEL, ARG"
 _EPOCH: Final = "SOURCE_DATE_EPOCH=SECONDS in the environment does that"
-_FOUND: Final = "what a step has changed is found without it: leave it out"
-_SBOM: Final = "`firebuild images sbom` writes the list of packages, from the layers and without a scanner"
-_SHOWN: Final = "--progress says how a build is shown: plain, rawjson, quiet"
+_FOUND: Final = "the changes of a step are found without it: leave it out"
+_SBOM: Final = "`firebuild images sbom` writes the list of packages; it needs no scanner"
+_SHOWN: Final = "--progress selects how a build is shown: plain, rawjson, quiet"
 _PUSHED: Final = (
-    "the id of the image goes to --iidfile, all else to --metadata-file; a push prints the digest"
+    "--iidfile gets the id of the image, --metadata-file everything else; a push prints the digest"
 )
 
 # Of buildah and kaniko what `docker build` does not have. Flags may have a value: =true, =false.
 _OTHER_FLAGS: Final[dict[str, dict[str, str]]] = {
     "buildah": {
         "--all-platforms": _PLATFORM,
-        "--compat-volumes": "RUN steps write into volumes as into any directory, and that is kept",
+        "--compat-volumes": "RUN steps write into volumes as into any directory, and the files are kept",
         "--created-annotation": _ANNOTATIONS,
-        "--disable-compression": "layers go out compressed with gzip: --output tar writes files without",
-        "--http-proxy": "--build-arg HTTP_PROXY passes that of the environment on, HTTPS_PROXY and so on too",
+        "--disable-compression": "use --output type=oci,compression=uncompressed",
+        "--http-proxy": "pass the variable on with --build-arg HTTP_PROXY, HTTPS_PROXY and so on",
         "--identity-label": "labels are those of the Dockerfile and of --label",
         "--inherit-annotations": _ANNOTATIONS,
         "--inherit-labels": "the labels of the base stay: `LABEL NAME=` empties one",
-        "--layers": "a layer for each step is what happens; --no-cache executes all steps",
+        "--layers": "each step always has a layer; --no-cache executes all steps",
         "--logsplit": _PLATFORM,
         "--no-hostname": "/etc/hostname stays as the image has it: leave it out",
-        "--no-hosts": "the machine's /etc/hosts is seen by a RUN, and is not in the image",
-        "--omit-history": "the history is written in any case",
+        "--no-hosts": "a RUN sees the /etc/hosts of the machine, which is not in the image",
+        "--omit-history": "the history is always written",
         "--rewrite-timestamp": _EPOCH,
         "--skip-unused-stages": "stages that the target does not need are never executed: see --target",
         "--stdin": "RUN steps have no standard input: use a heredoc or a file",
@@ -98,53 +98,53 @@ _OTHER_FLAGS: Final[dict[str, dict[str, str]]] = {
         "--cache-copy-layers": "layers of COPY and ADD are kept like all others",
         "--cache-run-layers": "layers of RUN are kept like all others: see --no-cache",
         "--compressed-caching": "the cache of the store is not compressed: leave it out",
-        "--force-build-metadata": "the configuration is written in any case: leave it out",
-        "--ignore-var-run": "/var/run of the image is what the steps make of it: leave it out",
+        "--force-build-metadata": "the configuration is always written: leave it out",
+        "--ignore-var-run": "/var/run of the image is kept as the steps leave it: leave it out",
         "--initial-fs-unpacked": "a build never starts from the root of this machine: name a base in FROM",
         "--insecure": _VERIFIED,
         "--insecure-pull": _VERIFIED,
         "--log-timestamp": _SHOWN,
-        "--no-push": "an image is pushed with --push only",
+        "--no-push": "only --push pushes an image",
         "--push-ignore-immutable-tag-errors": "a push that fails is an error of the build",
-        "--reproducible": "SOURCE_DATE_EPOCH=0 in the environment: then no time of a file is later",
+        "--reproducible": "set SOURCE_DATE_EPOCH=0 in the environment: no time of a file is later than that",
         "--single-snapshot": "each step is a layer of its own: leave it out",
-        "--skip-default-registry-fallback": "registries.default and mirrors in the configuration are all",
-        "--skip-push-permission-check": "a push asks when it begins: leave it out",
+        "--skip-default-registry-fallback": "only registries.default and mirrors are used: leave it out",
+        "--skip-push-permission-check": "a push checks the permission when it begins: leave it out",
         "--skip-tls-verify": _VERIFIED,
         "--skip-tls-verify-pull": _VERIFIED,
         "--use-new-run": _FOUND,
-        "--whitelist-var-run": "/var/run of the image is what the steps make of it: leave it out",
+        "--whitelist-var-run": "/var/run of the image is kept as the steps leave it: leave it out",
     },
 }
 _OTHER_OPTIONS: Final[dict[str, dict[str, str]]] = {
     "buildah": {
         "--arch": _PLATFORM,
-        "--authfile": "REGISTRY_AUTH_FILE in the environment names the file",
-        "--build-arg-file": "--build-arg NAME takes the value of the environment: read the file into it",
-        "--cache-ttl": "`firebuild cache prune --older-than` removes what was not used for so long",
+        "--authfile": "set REGISTRY_AUTH_FILE in the environment to the file",
+        "--build-arg-file": "--build-arg NAME takes the value of the environment: load the file into it",
+        "--cache-ttl": "`firebuild cache prune --older-than` removes layers that were not used for that time",
         "--cap-add": "every RUN has the capabilities that containers usually get, and no others",
         "--cap-drop": "every RUN has the capabilities that containers usually get, and no others",
         "--cert-dir": "registries.hosts.HOST has ca_file, cert_file and key_file",
         "--cgroupns": _ISOLATED,
-        "--cpp-flag": "there is no C preprocessor: preprocess the Dockerfile, and give it with --file -",
+        "--cpp-flag": "there is no C preprocessor: run it first, and pass the Dockerfile with --file -",
         "--creds": _LOGINS,
         "--cw": "disk images for confidential workloads are not made",
-        "--decryption-key": "encrypted images are not read: decrypt them with skopeo before",
+        "--decryption-key": "encrypted images can't be read: decrypt them with skopeo first",
         "--device": "a RUN has no devices: use them when the image runs",
-        "--dns": "the machine decides what RUN steps reach: docs/machines.md has a table",
-        "--dns-option": "the machine decides what RUN steps reach: docs/machines.md has a table",
-        "--dns-search": "the machine decides what RUN steps reach: docs/machines.md has a table",
+        "--dns": "the machine decides what RUN steps can reach: see the table in docs/machines.md",
+        "--dns-option": "the machine decides what RUN steps can reach: see the table in docs/machines.md",
+        "--dns-search": "the machine decides what RUN steps can reach: see the table in docs/machines.md",
         "--env": _CONFIGURED,
-        "--format": "an image goes out in OCI's form; --output type=docker is for `docker load`",
-        "--from": "--build-context NAME=docker-image://IMAGE puts IMAGE in the place of what FROM names",
+        "--format": "images are exported in OCI's format; use --output type=docker for `docker load`",
+        "--from": "--build-context NAME=docker-image://IMAGE replaces the image NAME of FROM with IMAGE",
         "--group-add": "RUN steps have the groups that /etc/group of the image gives their user",
         "--hooks-dir": _ISOLATED,
-        "--ignorefile": "ignore rules of a Dockerfile are in DOCKERFILE.dockerignore beside it",
+        "--ignorefile": "put the ignore rules of a Dockerfile into DOCKERFILE.dockerignore beside it",
         "--ipc": _ISOLATED,
-        "--jobs": "machine.at_once in the configuration says how many stages run side by side",
+        "--jobs": "machine.at_once in the configuration sets how many stages run in parallel",
         "--layer-label": "only images have labels: use --label",
-        "--logfile": "redirect standard output; --progress plain or rawjson is the form",
-        "--manifest": "an image is of one platform, and there are no manifest lists",
+        "--logfile": "redirect standard output; --progress plain or rawjson selects the format",
+        "--manifest": "an image is for one platform, and there are no manifest lists",
         "--os": _PLATFORM,
         "--os-feature": _PLATFORM,
         "--os-version": _PLATFORM,
@@ -177,30 +177,30 @@ _OTHER_OPTIONS: Final[dict[str, dict[str, str]]] = {
     },
     "kaniko": {
         "--azure-container-registry-config": _LOGINS,
-        "--bucket": "download the context, and give it on standard input: `firebuild build - < FILE`",
-        "--cache-dir": "FIREBUILD_HOME, or store.path in the configuration, says where the store is",
-        "--cache-repo": "--cache-to type=registry,ref=NAME, and --cache-from with the same",
-        "--context-sub-path": "name that directory as the context",
+        "--bucket": "download the context and pass it on standard input: `firebuild build - < FILE`",
+        "--cache-dir": "FIREBUILD_HOME, or store.path in the configuration, sets the directory of the store",
+        "--cache-repo": "use --cache-to type=registry,ref=NAME, and --cache-from with the same value",
+        "--context-sub-path": "pass that directory as the context",
         "--credential-helpers": _LOGINS,
         "--custom-platform": _PLATFORM,
         "--customPlatform": _PLATFORM,
-        "--destination": "--tag NAME, and --push",
+        "--destination": "use --tag NAME and --push",
         "--digest-file": _PUSHED,
-        "--git": "`git clone` it as you need it, and build in the clone",
-        "--ignore-path": "remove it in the step that makes it, or use `RUN --mount=type=tmpfs`",
+        "--git": "run `git clone` with the options that you need, and build in the clone",
+        "--ignore-path": "remove the path in the step that makes it, or use `RUN --mount=type=tmpfs`",
         "--image-download-retry": _ATTEMPTS,
         "--image-fs-extract-retry": _ATTEMPTS,
         "--image-name-tag-with-digest-file": _PUSHED,
         "--image-name-with-digest-file": _PUSHED,
         "--insecure-registry": _VERIFIED,
-        "--kaniko-dir": "FIREBUILD_HOME, or store.path in the configuration, says where the store is",
+        "--kaniko-dir": "FIREBUILD_HOME, or store.path in the configuration, sets the directory of the store",
         "--log-format": _SHOWN,
         "--oci-layout-path": "--output type=oci,dest=FILE writes the layout as an archive",
         "--push-retry": _ATTEMPTS,
-        "--registry-certificate": "registries.hosts.HOST.ca_file in the configuration",
-        "--registry-client-cert": "registries.hosts.HOST.cert_file and key_file in the configuration",
-        "--registry-map": "registries.hosts.HOST.mirrors in the configuration",
-        "--registry-mirror": "registries.hosts.HOST.mirrors in the configuration",
+        "--registry-certificate": "set registries.hosts.HOST.ca_file in the configuration",
+        "--registry-client-cert": "set registries.hosts.HOST.cert_file and key_file in the configuration",
+        "--registry-map": "set registries.hosts.HOST.mirrors in the configuration",
+        "--registry-mirror": "set registries.hosts.HOST.mirrors in the configuration",
         "--skip-tls-verify-registry": _VERIFIED,
         "--snapshot-mode": _FOUND,
         "--snapshotMode": _FOUND,
@@ -229,47 +229,45 @@ _DEFAULTS: Final[dict[str, tuple[str, ...]]] = {
 
 _OUR_TYPES: Final = ("ext4", "erofs", "squashfs", "tar", "dir", "oci", "docker", "registry", "local")
 _THEIR_TYPES: Final = {
-    "image": "the image is kept in firebuild's store in any case: leave it out, or type=registry pushes it",
+    "image": "the image is always kept in firebuild's store: leave it out, or use type=registry to push it",
     "cacheonly": "a build without --output writes no form: leave it out",
 }
 
-_FILES: Final = (
-    "no file of this host is mounted in a machine: COPY puts files into an image; -i passes on input"
-)
+_FILES: Final = "files of this host can't be mounted: COPY them into the image, or pass them as input with -i"
 _WALLS: Final = (
-    "the machine decides what a command can do: docs/run.md; --init boots a system with all rights"
+    "the machine decides what a command can do: see docs/run.md; --init boots a system with all rights"
 )
-_OF_MACHINE: Final = "a virtual machine has limits of its own: --memory, --cpus, --disk"
-_ADDRESSES: Final = "a machine has no network of several: --network, --publish"
-_NAMES: Final = "machine.qemu.name_servers in the configuration"
-_LOGS: Final = "`firebuild logs` shows what a run with --detach has written"
-_HEALTH: Final = "nothing asks a run; `firebuild build --ready=COMMAND` tries an image before it is stored"
+_OF_MACHINE: Final = "limit the virtual machine instead: --memory, --cpus, --disk"
+_ADDRESSES: Final = "machines share no network: use --network and --publish"
+_NAMES: Final = "set machine.qemu.name_servers in the configuration"
+_LOGS: Final = "`firebuild logs` shows the output of a run with --detach"
+_HEALTH: Final = "a run is not probed; `firebuild build --ready=COMMAND` probes an image before it is stored"
 _LABELS: Final = "a run has a --name; LABEL and `build --label` are for images"
 # Of `docker run` what `firebuild run` does not have.
 _RUN_FLAGS: Final = {
     "--oom-kill-disable": _OF_MACHINE,
     "--privileged": _WALLS,
-    "--publish-all": "--publish PORT:PORT names each port",
+    "--publish-all": "name each port with --publish PORT:PORT",
     "--use-api-socket": "there is no daemon that a command could call",
 }
 _POINTLESS_RUN_FLAGS: Final = ("--disable-content-trust", "--no-healthcheck", "--quiet")
 _RUN_OPTIONS: Final = {
     "--add-host": "the command can write names into the /etc/hosts of its machine",
     "--annotation": _LABELS,
-    "--attach": "output always comes here; --interactive passes standard input on",
-    "--cidfile": "with --detach the id is what goes to standard output",
-    "--detach-keys": "no terminal can leave a run; `firebuild logs --follow` shows one with --detach",
+    "--attach": "output is always shown; --interactive passes on standard input",
+    "--cidfile": "--detach prints the id on standard output",
+    "--detach-keys": "no terminal can detach from a run; `firebuild logs --follow` shows one with --detach",
     "--domainname": "--hostname takes a name with its domain",
     "--expose": "--publish PORT:PORT publishes a port",
     "--isolation": "--machine says where the command runs",
     "--platform": "a machine runs images of this host's platform",
-    "--restart": "a service manager, such as systemd with `firebuild run`, starts one again",
+    "--restart": "let a service manager restart it, such as systemd with `firebuild run`",
     "--runtime": "--machine says where the command runs",
-    "--sig-proxy": "signals go to the command in any case: leave it out",
-    "--stop-signal": "STOPSIGNAL of the image says it",
-    "--stop-timeout": "`firebuild stop --time SECONDS` says it",
-    "--sysctl": "machine.qemu.kernel_args in the configuration has arguments for the machine's kernel",
-    "--tmpfs": "what a command writes goes with the machine; with --read-only it has /dev/shm",
+    "--sig-proxy": "signals always go to the command: leave it out",
+    "--stop-signal": "set STOPSIGNAL in the image",
+    "--stop-timeout": "use `firebuild stop --time SECONDS`",
+    "--sysctl": "set the arguments of the kernel with machine.qemu.kernel_args in the configuration",
+    "--tmpfs": "files that a command writes are removed with the machine; with --read-only it has /dev/shm",
     **dict.fromkeys(("--device", "--mount", "--volume", "--volume-driver", "--volumes-from"), _FILES),
     **dict.fromkeys(("--dns", "--dns-opt", "--dns-option", "--dns-search"), _NAMES),
     **dict.fromkeys(("--label", "--label-file"), _LABELS),
