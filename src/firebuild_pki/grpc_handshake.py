@@ -8,6 +8,7 @@ library's ssl, or, where that is too old for ML-DSA, that of cryptography.
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import ssl
 import struct
@@ -24,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL, crypto
 
 from firebuild_pki.chain import parse_certificates, read_certificate, signed_with
-from firebuild_pki.errors import MaterialError
+from firebuild_pki.errors import CAError, MaterialError
 from firebuild_pki.material import TLSMaterial
 from firebuild_pki.x509 import fingerprint
 
@@ -52,6 +53,10 @@ with _quiet_core():
 
 DEFAULT_TIMEOUT = timedelta(seconds=10)
 """How long the call may take; on an idle machine it takes some milliseconds."""
+
+_ADDRESS_SPACE = 1 << 30
+"""Bytes of addresses that a process needs for both ends. With less (up to 600 MiB with gRPC 1.85) the core
+aborts it without a word, or a thread can't be started, now and then."""
 
 _METHOD = "/firebuild.Handshake/Greet"
 _GREETING = b"hello"
@@ -98,9 +103,11 @@ def handshake(
 
     Raises:
         MaterialError: an end refused the other, or a material is not usable; with the reason.
+        CAError: this process may have too few addresses for gRPC.
     """
+    _check_address_space()
     peer = _Peer()
-    with _serving(server, peer) as address:
+    with _serving(server, peer, timeout) as address:
         started = time.monotonic()
         try:
             _call(address, guest, timeout, anonymous)
@@ -111,6 +118,16 @@ def handshake(
     chain = parse_certificates(server.certificate_chain_pem, "certificate chain")
     signatures = tuple(signed_with(one) for one in chain)
     return replace(peer.seen(guest.server_name, seconds), group=group, signatures=signatures)
+
+
+def _check_address_space() -> None:
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < _ADDRESS_SPACE:
+        raise CAError(
+            f"the limit of this process's address space (ulimit -v) is {limit >> 20} MiB, "
+            f"and gRPC needs {_ADDRESS_SPACE >> 20} MiB",
+            hint="raise the limit, or use one of memory itself: MemoryMax= of a service",
+        )
 
 
 class _Peer(grpc.GenericRpcHandler):
@@ -136,7 +153,7 @@ class _Peer(grpc.GenericRpcHandler):
 
 
 @contextmanager
-def _serving(material: TLSMaterial, peer: _Peer) -> Iterator[str]:
+def _serving(material: TLSMaterial, peer: _Peer, timeout: timedelta) -> Iterator[str]:
     pool = ThreadPoolExecutor(1, thread_name_prefix="handshake")
     server = grpc.server(pool)
     server.add_generic_rpc_handlers((peer,))
@@ -150,7 +167,8 @@ def _serving(material: TLSMaterial, peer: _Peer) -> Iterator[str]:
         server.start()
         yield f"127.0.0.1:{port}"
     finally:
-        server.stop(0).wait()
+        # Its thread ends where it can't start another one (RuntimeError): then it never says that it stopped.
+        server.stop(0).wait(timeout.total_seconds())
         pool.shutdown()
 
 

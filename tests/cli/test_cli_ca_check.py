@@ -52,6 +52,26 @@ def test_a_good_authority_ends_with_zero(cli: Cli) -> None:
     assert max(map(len, lines)) <= 100
 
 
+@pytest.mark.parametrize("mebibytes", [150, 600])
+def test_few_addresses_are_said_in_words_where_grpc_would_abort(mebibytes: int) -> None:
+    limited = [
+        "sh",
+        "-c",
+        f'ulimit -v {mebibytes << 10}; exec "$@"',
+        "sh",
+        str(BIN / "firebuild"),
+        "ca",
+        "check",
+    ]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False, timeout=60)
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 3
+    assert (
+        f"FAIL handshake the limit of this process's address space (ulimit -v) is {mebibytes} MiB, "
+        "and gRPC needs 1024 MiB hint: raise the limit" in said
+    )
+
+
 def test_the_certificates_have_to_last_as_long_as_the_configured_build(cli: Cli) -> None:
     cli.setenv("FIREBUILD_BOOTSTRAP__BUILD_TIMEOUT", "5h")
     assert cli("ca", "check").out.splitlines()[-1].startswith("ready")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, cast
 
 import grpc
 import pytest
 
-from firebuild_pki import KeyType, TLSMaterial, open_authority
+from firebuild_pki import KeyType, MaterialError, TLSMaterial, grpc_handshake, open_authority
 from firebuild_pki.grpc_credentials import channel_credentials, channel_options, server_credentials
 
 
@@ -109,3 +110,16 @@ def test_a_server_of_another_build_is_refused() -> None:
         elsewhere = other.issue_guest()
     with serving(server) as address:
         assert refused(address, channel_credentials(guest), elsewhere)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_handshake_ends_though_no_thread_can_be_started_for_its_server(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(ThreadPoolExecutor):
+        def submit(self, *_: object, **__: object) -> Any:
+            raise RuntimeError("can't start new thread")  # gRPC's own thread ends with it
+
+    monkeypatch.setattr(grpc_handshake, "ThreadPoolExecutor", Full)
+    with pytest.raises(MaterialError, match="no answer within 1 s"):
+        grpc_handshake.handshake(*ends[:2], timeout=timedelta(seconds=1))

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 # What a guest can make the server keep is bounded (docs/wire-protocol.md): each worker holds one message, and
 # a call that waits for a worker what HTTP/2 lets through before anybody reads. Our guest opens four at most.
 _WORKERS: Final = 8
+_STOP_SECONDS: Final = 10.0
 _CALLS_PER_CONNECTION: Final = 16
 _MOST_CALLS: Final = 128  # given up ones count until a worker has looked at them
 _UNREAD_BYTES: Final = 128 * 1024  # a whole batch of output: half of that costs half of the throughput
@@ -185,7 +186,8 @@ class BootstrapServer:
                 proxy, server = self._running
                 self._running = None
                 proxy.close_port()
-                server.stop(grace).wait()
+                # gRPC's thread ends where it can't start another one: then it never says that it stopped.
+                server.stop(grace).wait(grace + _STOP_SECONDS)
             self._closing.close()
 
     def __enter__(self) -> Self:
@@ -235,7 +237,7 @@ class BootstrapServer:
             _bind(directory, backend)
             raise FirebuildError(f"the bootstrap server cannot use its TLS material: {error}") from error
         server.start()
-        started.callback(lambda: server.stop(None).wait())
+        started.callback(lambda: server.stop(None).wait(_STOP_SECONDS))
         return server, backend
 
 
