@@ -17,7 +17,7 @@ from firebuild_bootstrap.errors import FirebuildError, MachineError
 from firebuild_bootstrap.image.attestations import damaged_documents
 from firebuild_bootstrap.image.bases import BaseStore
 from firebuild_bootstrap.image.blobs import BlobStore
-from firebuild_bootstrap.image.content_store import ContentStore
+from firebuild_bootstrap.image.content_store import ContentStore, files_in
 from firebuild_bootstrap.image.forms import forget_form, kept_forms
 from firebuild_bootstrap.image.layertrees import LayerTrees
 from firebuild_bootstrap.image.names import Reference
@@ -208,7 +208,7 @@ class StoreCheck:
                 yield Finding(f"{path} is damaged", "--repair removes it", self._home.cache.forget_orphans)
 
     def _drives(self) -> Iterator[Finding]:
-        for root in sorted(self._home.root.glob("drives/*")):
+        for root in files_in(self._home.root / "drives"):
             contents = ContentStore(root, durable=False)
             for key in contents.names():
                 if not contents.link(key).exists() and contents.has(key):

@@ -124,7 +124,7 @@ class Run:
             os.close(own(self.directory, fcntl.LOCK_SH))  # two may ask at once
         except BlockingIOError:
             return True
-        except OSError:
+        except (FileNotFoundError, PermissionError):  # removed meanwhile, or another user's
             pass
         return False
 
@@ -468,7 +468,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         with open(path, "rb") as file:
             members = json.loads(file.read(_MOST_BYTES))
-    except (OSError, ValueError, RecursionError):
+    except (FileNotFoundError, PermissionError, ValueError, RecursionError):
         return None
     return members if isinstance(members, dict) else None
 

@@ -425,3 +425,35 @@ def test_a_tree_with_files_of_others_is_removed(cli: Cli) -> None:
     os.chown("tree/below", 100_123, 100_123)
     assert cli("rm-tree", "tree").out == f"removed {Path('tree').resolve()}\n"
     assert not Path("tree").exists()
+
+
+@pytest.mark.parametrize(
+    "command", [["images", "list"], ["images", "list", "--json"], ["base", "list"], ["du"]]
+)
+def test_a_list_that_could_not_read_the_store_is_no_success(cli: Cli, tree: Path, command: list[str]) -> None:
+    Path("Dockerfile").write_text("FROM scratch\n")
+    cli("rootfs", "--tag", "registry.example/team/app:1", "--output", "tar")
+    cli("base", "import", "tiny:1", tree)
+    for files in (5, 6, 8, 24):
+        limited = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", str(BIN / "firebuild"), *command]
+        environ = {**os.environ, "FIREBUILD_HOME": str(cli.home)}
+        done = subprocess.run(limited, env=environ, capture_output=True, text=True, check=False)
+        assert done.returncode == 6, done
+        assert "open files" in done.stderr
+
+
+def test_what_is_left_out_of_a_list_is_named_and_the_rest_is_shown(cli: Cli) -> None:
+    Path("Dockerfile").write_text("FROM scratch\n")
+    for tag in ("a:1", "b:1", "c:1"):
+        cli("rootfs", "--tag", tag, "--output", "tar", "--no-cache")
+    gone = (cli.home / "images/names/library/a/1").resolve()
+    gone.rename(cli.home / "away")
+    ((cli.home / "images/names/library/b/1").resolve() / "image.json").unlink()
+    done = cli("images", "list", status=6)
+    assert [line.split()[0] for line in done.out.splitlines()] == ["TAG", "c:1"]
+    assert re.findall(r"warning: \S+?/images/(\S+?)(?: is damaged)?: (.*)", done.err)[0] == (
+        "names/library/a/1",
+        "its files are gone (remove it)",
+    )
+    assert "image.json is damaged: No such file or directory (remove b:1 and build it again)" in done.err
+    assert "error: what is shown is not all: 2 records of the store can't be read" in done.err

@@ -243,12 +243,34 @@ def test_what_the_user_may_not_read_is_an_error_before_anything_starts(
     if is_root:
         os.seteuid(65534)
     try:
-        for source in ("d", "d/private"):
+        for source in ("d", "d/private", "d/*", "*/private"):
             assert "Permission denied" in str(error_of(find, source))
     finally:
         if is_root:
             os.seteuid(0)
         os.chmod(root / locked, 0o700)
+
+
+def test_what_is_excluded_need_not_be_readable_where_a_wildcard_looks_for_more(
+    root: Path, find: Find
+) -> None:
+    put(root, "d/f", "private/f")
+    (root / ".dockerignore").write_text("private\n")
+    os.chmod(root / "private", 0)
+    for path in (root, *list(root.parents)[:-2]):
+        os.chmod(path, 0o755)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        for source in ("*", "*/f"):
+            assert [entry.source for entry in find(source).entries() if entry.source.endswith("/f")] == [
+                "d/f"
+            ]
+    finally:
+        if is_root:
+            os.seteuid(0)
+        os.chmod(root / "private", 0o700)
 
 
 def test_no_descriptor_is_left_open(root: Path) -> None:

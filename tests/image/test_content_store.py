@@ -51,6 +51,36 @@ def test_an_entry_is_there_when_it_is_published_and_not_before(tmp_path: Path) -
     assert read(store) == "one"
 
 
+def test_a_store_that_can_not_be_read_does_not_seem_to_be_empty(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    store = ContentStore(root)
+    put(store, "one")
+    put(store, "other", ("b", "1"))
+    for path in (*root.rglob("*"), root, *list(root.parents)[:-2]):
+        if path.is_relative_to(root):
+            os.chown(path, 65534 if os.geteuid() == 0 else -1, -1, follow_symlinks=False)
+        else:
+            path.chmod(0o755)
+    (root / "names/b").chmod(0)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        for look in (store.names, store.sweep):
+            with pytest.raises(MachineError, match=r"names/b: the store can't be read: Permission denied"):
+                look()
+        put(store, "two")  # what it replaces is left for a later sweep
+        assert read(store) == "two"
+    finally:
+        if is_root:
+            os.seteuid(0)
+        (root / "names/b").chmod(0o755)
+    assert leftovers(root) == (0, 3)
+    assert (store.link(("b", "1")) / "text").read_text() == "other"
+    store.sweep()
+    assert leftovers(root) == (0, 2)
+
+
 def test_a_store_that_is_named_by_a_link_keeps_its_entries(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")

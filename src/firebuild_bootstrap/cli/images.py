@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from firebuild_bootstrap.cli.options import (
     config_option,
     home_from,
     json_option,
+    listing,
     read_size,
     settings_from,
     warn,
@@ -31,6 +32,7 @@ from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted, one_line
 
 if TYPE_CHECKING:
+    from firebuild_bootstrap.errors import FirebuildError
     from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.image.names import Reference
     from firebuild_bootstrap.image.store import StoredImage
@@ -53,15 +55,16 @@ def list_(as_json: bool, config_file: Path | None) -> None:
     from firebuild_bootstrap.sizes import human_size
 
     home = home_from(settings_from(config_file))
-    found = home.images.list(warn)
-    if as_json:
-        print_json([_document(home, image) for image in found])
-        return
-    rows = []
-    for image in found:
-        forms = ", ".join(output.type.value for output in image.record.outputs) or "-"
-        rows.append((str(image.tag), moment(image.record.created), human_size(image.record.size), forms))
-    print_table(("TAG", "CREATED", "SIZE", "OUTPUTS"), rows)
+    with listing() as leave_out:
+        found = home.images.list(leave_out)
+        if as_json:
+            print_json([_document(home, image) for image in found])
+            return
+        rows = []
+        for image in found:
+            forms = ", ".join(output.type.value for output in image.record.outputs) or "-"
+            rows.append((str(image.tag), moment(image.record.created), human_size(image.record.size), forms))
+        print_table(("TAG", "CREATED", "SIZE", "OUTPUTS"), rows)
 
 
 @images.command()
@@ -497,14 +500,15 @@ def du(as_json: bool, config_file: Path | None) -> None:
     from firebuild_bootstrap.sizes import human_size
 
     home = home_from(settings_from(config_file))
-    used = list(_usage(home))
-    total = allocated(home.root)
-    if as_json:
-        entries = [{"kind": one.kind, "name": one.name, "bytes": one.size} for one in used]
-        print_json({"path": str(home.root), "bytes": total, "entries": entries})
-        return
-    rows = [(one.kind, one.name, human_size(one.size)) for one in used]
-    print_table(("KIND", "NAME", "SIZE"), [*rows, ("total", str(home.root), human_size(total))])
+    with listing() as leave_out:
+        used = list(_usage(home, leave_out))
+        total = allocated(home.root)
+        if as_json:
+            entries = [{"kind": one.kind, "name": one.name, "bytes": one.size} for one in used]
+            print_json({"path": str(home.root), "bytes": total, "entries": entries})
+            return
+        rows = [(one.kind, one.name, human_size(one.size)) for one in used]
+        print_table(("KIND", "NAME", "SIZE"), [*rows, ("total", str(home.root), human_size(total))])
 
 
 images.add_command(du)
@@ -569,14 +573,14 @@ def _document(home: Home, image: StoredImage) -> dict[str, Any]:
     return image_document(image, identity)
 
 
-def _usage(home: Home) -> Iterator[_Used]:
+def _usage(home: Home, leave_out: Callable[[FirebuildError], None]) -> Iterator[_Used]:
     from firebuild_bootstrap.image.trees import allocated
 
-    listed = home.images.list(warn)
+    listed = home.images.list(leave_out)
     names = Counter(image.directory for image in listed)
     for image in listed:  # what several share is divided among them
         yield _Used("image", str(image.tag), allocated(image.directory) // names[image.directory])
-    for base in home.bases.list(warn):
+    for base in home.bases.list(leave_out):
         yield _Used("base", base.name, allocated(base.archive.parent))
     kinds = {"builds": "build", "runs": "run", "failed": "failed", "removing": "removing"}
     for folder, kind in kinds.items():
@@ -603,10 +607,9 @@ def _named(home: Home) -> int:
 
 
 def _entries(directory: Path, *, files: bool = False) -> list[Path]:
-    try:
-        return sorted(path for path in directory.iterdir() if files or path.is_dir())
-    except FileNotFoundError:
-        return []
+    from firebuild_bootstrap.image.content_store import files_in
+
+    return [path for path in files_in(directory) if files or path.is_dir()]
 
 
 def _sweep(home: Home) -> None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from firebuild_pki.display import one_line
+from firebuild_bootstrap.errors import MachineError
+from firebuild_pki.display import counted, one_line
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.errors import FirebuildError
@@ -236,6 +237,28 @@ def warn(error: FirebuildError) -> None:
     """Say what is wrong with one thing of several, on standard error."""
     remedy = f" ({error.hint})" if error.hint else ""
     click.echo(f"warning: {one_line(error.message + remedy, 1000)}", err=True)
+
+
+@contextmanager
+def listing() -> Iterator[Callable[[FirebuildError], None]]:
+    """Give what takes the errors of single things that a list leaves out, each of which is shown.
+
+    Raises:
+        MachineError: at the end of the block, where there was one: who reads the list has to know.
+    """
+    left = 0
+
+    def leave_out(error: FirebuildError) -> None:
+        nonlocal left
+        left += 1
+        warn(error)
+
+    yield leave_out
+    if left:
+        raise MachineError(
+            f"what is shown is not all: {counted(left, 'record')} of the store can't be read",
+            hint="`firebuild store check` says what to do about each",
+        )
 
 
 def complete_tags(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:

@@ -17,9 +17,9 @@ from firebuild_bootstrap.cli.options import (
     config_option,
     home_from,
     json_option,
+    listing,
     read_size,
     settings_from,
-    warn,
     watched,
 )
 from firebuild_bootstrap.cli.output import print_json
@@ -80,12 +80,13 @@ def list_(as_json: bool, config_file: Path | None) -> None:
     from firebuild_bootstrap.cli.screen import moment, print_table
     from firebuild_bootstrap.sizes import human_size
 
-    bases = home_from(settings_from(config_file)).bases.list(warn)
-    if as_json:
-        print_json([_document(found) for found in bases])
-        return
-    rows = [(found.name, moment(found.imported), human_size(found.size), found.digest) for found in bases]
-    print_table(("NAME", "IMPORTED", "SIZE", "DIGEST"), rows)
+    with listing() as leave_out:
+        bases = home_from(settings_from(config_file)).bases.list(leave_out)
+        if as_json:
+            print_json([_document(found) for found in bases])
+            return
+        rows = [(found.name, moment(found.imported), human_size(found.size), found.digest) for found in bases]
+        print_table(("NAME", "IMPORTED", "SIZE", "DIGEST"), rows)
 
 
 @base.command()

@@ -480,11 +480,9 @@ def _clean(text: str) -> Parts:
 
 
 def _matching(tree: Tree, base: Node, patterns: Sequence[Pattern]) -> Iterator[Node]:
-    try:
-        children = tree.root.children(base.parts)
-    except OSError:
+    if not base.is_directory or not tree.may_show_below(base):
         return
-    for node in children:
+    for node in tree.children(base):
         if not patterns[0].matches(node.parts[-1]):
             continue
         if len(patterns) == 1:

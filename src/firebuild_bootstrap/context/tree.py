@@ -264,7 +264,11 @@ class Tree:
         """Tell whether `node` exists for the build: not ignored, or a directory that holds what is not."""
         if not self.rules.ignores(node.path):
             return True
-        return node.is_directory and next(self.contents(node), None) is not None
+        return node.is_directory and self.may_show_below(node) and next(self.contents(node), None) is not None
+
+    def may_show_below(self, directory: Node) -> bool:
+        """Tell whether something below a directory may be visible; else it need not be readable."""
+        return not self.rules.ignores(directory.path) or self.rules.may_keep_below(directory.path)
 
     def contents(self, directory: Node) -> Iterator[Entry]:
         """Yield everything visible below `directory`, parents first, sorted by name in each directory.
@@ -288,7 +292,7 @@ class Tree:
             if not rules.is_empty
         ]
         # An entry waits in its level until something below it turns out to be visible.
-        levels: list[tuple[Iterator[Node], list[Entry]]] = [(self._children(directory), [])]
+        levels: list[tuple[Iterator[Node], list[Entry]]] = [(self.children(directory), [])]
         while levels:
             node = next(levels[-1][0], None)
             if node is None:
@@ -304,7 +308,7 @@ class Tree:
             if is_directory:
                 if any(rules is self.select for rules, _ in ignoring):
                     entry = replace(entry, passed=True)
-                levels.append((self._children(node), [entry]))
+                levels.append((self.children(node), [entry]))
                 if ignoring:
                     continue
             for _, waiting in levels:
@@ -339,7 +343,12 @@ class Tree:
         self._require_utf8(name, f"the name of {name!r}")
         return self._file(node, source=name, path=posixpath.basename(name), from_directory=False)
 
-    def _children(self, node: Node) -> Iterator[Node]:
+    def children(self, node: Node) -> Iterator[Node]:
+        """Return what is in a directory.
+
+        Raises:
+            InputError: it can't be read.
+        """
         try:
             return iter(self.root.children(node.parts))
         except OSError as error:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from firebuild_bootstrap.errors import MALFORMED, InputError, MachineError, hint_before
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.config import ImageConfig
-from firebuild_bootstrap.image.content_store import ContentStore, Key, readable
+from firebuild_bootstrap.image.content_store import ContentStore, Key, readable, unreadable_store
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, chain_key, store_name
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputType
@@ -187,7 +187,7 @@ class BaseStore:
         Args:
             damaged: told of each of the others.
         """
-        return list(readable(self._contents.names(), self._read, damaged))
+        return list(readable(self._contents, self._read, damaged))
 
     def find(self, reference: Reference) -> Base | None:
         """Return the base of a name, held until `close`, or None.
@@ -253,13 +253,22 @@ class BaseStore:
             return _base(document, directory)
 
     def _read(self, key: Key, *, hold: bool = False) -> Base | None:
-        directory = self._contents.hold(key)
+        try:
+            directory = self._contents.hold(key)
+        except OSError as error:
+            raise unreadable_store(error, self._contents.root) from error
         if directory is None:
             return None
         path = directory / "base.json"
         try:
             return _base(json.loads(path.read_text("utf-8")), directory)
-        except (OSError, *MALFORMED, InputError) as error:
+        except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                raise MachineError(
+                    f"{path} is damaged: {error.strerror}", hint="import the base again"
+                ) from error
+            raise unreadable_store(error, self._contents.root) from error
+        except (*MALFORMED, InputError) as error:
             raise MachineError(f"{path} is damaged: {error}", hint="import the base again") from error
         finally:
             if not hold:

@@ -302,7 +302,7 @@ class BlobStore:
 
     def _missing(self, blob: Described) -> int:
         for path in (self.path(blob.digest), self._part(blob.digest)):
-            with suppress(OSError):
+            with suppress(FileNotFoundError):
                 return max(blob.size - path.stat().st_size, 0)
         return blob.size
 
@@ -364,7 +364,11 @@ class BlobStore:
         try:
             digest, size = (self.root / _MADE / name).read_text("ascii").split()
             return (digest, int(size)) if self.path(digest).exists() else None
-        except (OSError, ValueError, InputError):  # a loss of power has spoiled it, or it never was there
+        except (
+            FileNotFoundError,
+            ValueError,
+            InputError,
+        ):  # a loss of power has spoiled it, or it never was there
             return None
 
     def note_made(self, diff_id: str, form: str, digest: str, size: int) -> None:

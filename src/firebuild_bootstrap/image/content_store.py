@@ -16,13 +16,13 @@ import fcntl
 import os
 import resource
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
+from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError, remedy_of
 from firebuild_bootstrap.removal import remove_tree
 
 Key = tuple[str, ...]
@@ -167,16 +167,20 @@ class ContentStore:
             os.close(lock)
 
     def names(self) -> list[Key]:
-        """Return the names of all entries, sorted."""
+        """Return the names of all entries, sorted.
+
+        Raises:
+            MachineError: a directory of the store can't be read, so that there may be others.
+        """
         root = os.fspath(self.root / "names")
-        return sorted(tuple(link[len(root) + 1 :].split(os.sep)) for link in _links(root))
+        try:
+            return sorted(tuple(link[len(root) + 1 :].split(os.sep)) for link in _links(root))
+        except OSError as error:
+            raise unreadable_store(error, self.root) from error
 
     def contents(self) -> list[Path]:
         """Return the directories of all entries, also of those without a name that may still be held."""
-        try:
-            return sorted((self.root / "content").iterdir())
-        except FileNotFoundError:
-            return []
+        return files_in(self.root / "content")
 
     def in_use(self, key: Key) -> bool:
         """Whether an entry is held at this moment."""
@@ -266,8 +270,9 @@ class ContentStore:
         return self.root.joinpath("names", *key)
 
     def _sweep(self) -> None:
-        for path, lock in self._doomed(set()) if self._sweeping else ():
-            self._remove_locked(path, lock)
+        with suppress(OSError, MachineError):  # what can't be read is left for a later sweep
+            for path, lock in self._doomed(set()) if self._sweeping else ():
+                self._remove_locked(path, lock)
 
     def _doomed(self, seen: set[Path]) -> Iterator[tuple[Path, int]]:
         """Yield entries without a name and a holder, each with its lock."""
@@ -322,12 +327,19 @@ class ContentStore:
 
 
 def readable(
-    keys: Iterable[Key], read: Callable[[Key], FoundT | None], damaged: Callable[[MachineError], object]
+    contents: ContentStore, read: Callable[[Key], FoundT | None], damaged: Callable[[MachineError], object]
 ) -> Iterator[FoundT]:
-    """Yield what `read` returns of entries, and pass the errors of damaged ones on."""
-    for key in keys:
+    """Yield what `read` returns of all entries, and pass the errors of damaged ones on.
+
+    Raises:
+        MachineError: this process may open too few files to read any.
+    """
+    allow_open_files(0)
+    for key in contents.names():
         try:
             found = read(key)
+            if found is None and contents.has(key):  # else it was discarded meanwhile
+                raise MachineError(f"{contents.link(key)}: its files are gone", hint="remove it")
         except MachineError as error:
             damaged(error)
             continue
@@ -342,6 +354,12 @@ def place_of(error: OSError, root: Path) -> str:
     """
     named = (name for name in (error.filename2, error.filename) if isinstance(name, str | os.PathLike))
     return next((os.fspath(name) for name in named if os.path.isabs(name)), str(root))
+
+
+def unreadable_store(error: OSError, root: Path) -> MachineError:
+    """Return the error for a store that can't be read: what is in it is not known, which is not nothing."""
+    where = place_of(error, root)
+    return MachineError(f"{where}: the store can't be read: {error.strerror}", hint=remedy_of(error))
 
 
 def unusable_store(what: str, error: OSError, elsewhere: str = _ELSEWHERE) -> FirebuildError:
@@ -381,6 +399,20 @@ def allow_open_files(held: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
+def files_in(folder: Path) -> list[Path]:
+    """Return the paths of all that is in a directory, sorted; none where there is no such directory.
+
+    Not `Path.glob`, for which what it can't read is empty (Python 3.13).
+
+    Raises:
+        OSError: it can't be read.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def try_lock(descriptor: int) -> bool:
     """Take the exclusive lock of an open file; False where somebody else has it."""
     try:
@@ -392,7 +424,8 @@ def try_lock(descriptor: int) -> bool:
 
 def _links(folder: str) -> Iterator[str]:
     """Yield the paths of all symbolic links in a directory, which need not be there, and below it."""
-    with suppress(OSError), os.scandir(folder) as entries:
+    # Where it can't be read for another reason, nothing is known: a sweep would remove all that it names.
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_symlink():
                 yield entry.path

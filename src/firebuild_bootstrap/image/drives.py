@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from firebuild_bootstrap.image.content_store import ContentStore
+from firebuild_bootstrap.image.content_store import ContentStore, files_in
 from firebuild_bootstrap.image.layertrees import (
     ArchiveLayer,
     Layer,
@@ -126,11 +126,11 @@ class DriveUsage:
 def snapshot_drives(home: Path) -> list[DriveUsage]:
     """Return all snapshot drives of a store, least recently used first."""
     found = []
-    for root in home.glob("drives/*"):
+    for root in files_in(home / "drives"):
         contents = ContentStore(root)
         for key in contents.names():
             path = contents.link(key)
-            with suppress(OSError):  # it is being removed, or another user's
+            with suppress(FileNotFoundError, PermissionError):  # it is being removed, or another user's
                 count = len((path / _LAYERS).read_text("utf-8").splitlines())
                 size = allocated(path.resolve())
                 found.append(DriveUsage(count, path, size, _last_used(path), contents.in_use(key)))
@@ -157,5 +157,5 @@ def prune_snapshot_drives(home: Path) -> list[DriveUsage]:
 def _last_used(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except OSError:
+    except FileNotFoundError:
         return 0.0

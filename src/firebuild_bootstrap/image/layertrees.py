@@ -457,7 +457,7 @@ class LayerTrees:
         found = {}
         for key in map("/".join, self._contents.names()):
             found[key] = 0.0
-            with suppress(OSError):
+            with suppress(FileNotFoundError):
                 found[key] = os.stat(f"{root}/{key}").st_mtime
         return found
 

@@ -12,7 +12,15 @@ from typing import Any, Final
 from firebuild_bootstrap.errors import MALFORMED, InputError, MachineError
 from firebuild_bootstrap.image.blobs import digest_of
 from firebuild_bootstrap.image.config import ImageConfig
-from firebuild_bootstrap.image.content_store import SPACE, ContentStore, Key, Staging, readable, write_whole
+from firebuild_bootstrap.image.content_store import (
+    SPACE,
+    ContentStore,
+    Key,
+    Staging,
+    readable,
+    unreadable_store,
+    write_whole,
+)
 from firebuild_bootstrap.image.forms import is_untouched, kept_forms
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerTrees, OutsideLayer, StoredLayer
 from firebuild_bootstrap.image.names import Reference
@@ -474,17 +482,22 @@ class ImageStore:
         return self._find(self._key(tag), hold=hold)
 
     def _find(self, key: Key, *, hold: bool = False) -> StoredImage | None:
-        directory = self._contents.hold(key)
+        try:
+            directory = self._contents.hold(key)
+        except OSError as error:
+            raise unreadable_store(error, self._contents.root) from error
         if directory is None:
             return None
         path = directory / "image.json"
         try:
             record = ImageRecord.from_json(json.loads(path.read_text("utf-8")))
             tag = _as_spelled(key, record)
-        except (OSError, *MALFORMED, InputError) as error:
-            raise MachineError(
-                f"{path} is damaged: {error}", hint=f"remove {_name(key)} and build it again"
-            ) from error
+        except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                raise _damaged(key, path, error) from error
+            raise unreadable_store(error, self._contents.root) from error
+        except (*MALFORMED, InputError) as error:
+            raise _damaged(key, path, error) from error
         finally:
             if not hold:
                 self._contents.release(directory)
@@ -529,7 +542,7 @@ class ImageStore:
         Args:
             damaged: told of each of the others.
         """
-        found = readable(self._contents.names(), self._find, damaged)
+        found = readable(self._contents, self._find, damaged)
         return sorted(found, key=lambda image: image.tag)
 
     def names(self) -> tuple[Reference, ...]:
@@ -583,7 +596,7 @@ class ImageStore:
 
     def _keys_of_id(self, wanted: Reference) -> tuple[Key, ...]:
         """Return the names of the image of an id; one that nobody has asked for is no image's."""
-        images = readable(self._contents.names(), lambda key: (key, self._find(key)), lambda _: None)
+        images = readable(self._contents, lambda key: (key, self._find(key)), lambda _: None)
         known = ((key, _known_id(image)) for key, image in images if image is not None)
         return tuple(key for key, id_ in known if id_ == f"sha256:{wanted.tag}")
 
@@ -601,8 +614,13 @@ def _known_id(image: StoredImage) -> str | None:
         return image.record.source.config.digest
     try:
         return digest_of((image.directory / _CONFIGURATION).read_bytes())
-    except OSError:
+    except FileNotFoundError:
         return None
+
+
+def _damaged(key: Key, path: Path, error: Exception) -> MachineError:
+    why = error.strerror if isinstance(error, OSError) else error
+    return MachineError(f"{path} is damaged: {why}", hint=f"remove {_name(key)} and build it again")
 
 
 def _key_of(name: str, tag: str) -> Key:

@@ -71,9 +71,13 @@ def file_size(path: Path) -> int:
 
 
 def allocated(path: Path) -> int:
-    """Return the bytes that a tree takes on its disk; what nobody but its owners may enter is left out."""
+    """Return the bytes that a tree takes on its disk; what nobody but its owners may enter is left out.
+
+    Raises:
+        OSError: it can't be read for another reason.
+    """
     if not path.is_dir():
-        with suppress(OSError):
+        with suppress(FileNotFoundError, PermissionError):
             return os.lstat(path).st_blocks * 512
         return 0
     size = 0.0
@@ -90,6 +94,8 @@ def allocated(path: Path) -> int:
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 return _allocated_deep(path)
+            if not isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
+                raise  # too many open files, say
     return round(size)
 
 

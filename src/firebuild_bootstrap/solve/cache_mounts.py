@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from firebuild_bootstrap.image.content_store import try_lock
+from firebuild_bootstrap.image.content_store import files_in, try_lock
 from firebuild_bootstrap.image.trees import allocated
 from firebuild_bootstrap.values import dataclass
 
@@ -44,8 +44,11 @@ class CacheMountUsage:
 def cache_mounts(home: Path) -> list[CacheMountUsage]:
     """Return all cache mounts of a store, least recently used first."""
     found: list[CacheMountUsage] = []
-    for lock in home.glob("cache-mounts/*/*/*/lock"):
-        with suppress(OSError):  # it is being removed, or another user's
+    folders = [home / "cache-mounts"]
+    for _ in range(3):
+        folders = [below for folder in folders for below in files_in(folder)]
+    for lock in (folder / "lock" for folder in folders):
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # being removed, or another's
             with _locked(lock) as free:
                 in_use = not free
             last_used = os.stat(lock).st_mtime
@@ -86,7 +89,7 @@ def _name(lock: Path) -> str:
     try:
         with open(lock.parent.parent / "id", "rb") as file:
             return file.read(_MAX_ID).decode(errors="replace")
-    except OSError:
+    except FileNotFoundError:
         return lock.parent.parent.name
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 
 from firebuild_bootstrap.layers.root import Root
 from firebuild_bootstrap.matching import has_wildcard
+
+_NOWHERE = (FileNotFoundError, NotADirectoryError)
 
 
 class Taken:
@@ -63,7 +66,7 @@ class Taken:
         try:
             with tree.below(at) as directory, os.scandir(directory.descriptor) as found:
                 return [each.name for each in found if each.is_dir(follow_symlinks=False)]
-        except OSError:
+        except _NOWHERE:
             return []
 
     def _take_names(self, path: str, tree: Root) -> None:
@@ -81,7 +84,7 @@ class Taken:
         try:
             with tree.below(at) as directory:
                 links = [each.name for each in os.scandir(directory.descriptor) if each.is_symlink()]
-        except OSError:
+        except _NOWHERE:
             return
         for name in links:
             if (target := self._follow(f"{at}/{name}", tree)) is not None:
@@ -94,8 +97,10 @@ class Taken:
             with tree.locate(path, passed=passed) as place:
                 passed.append(place.path)
                 return place.path.strip("/")
-        except OSError:
-            return None
+        except OSError as error:
+            if isinstance(error, _NOWHERE) or error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+                return None
+            raise  # too many open files, say: what is there must not be left out
         finally:
             for each in passed:
                 above = each.strip("/")
