@@ -6,7 +6,6 @@ over the mutual-TLS channel, as a resource of its own.
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +22,7 @@ from firebuild_bootstrap.image.config import Healthcheck
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputSpec
 from firebuild_bootstrap.layers import tar
+from firebuild_bootstrap.sizes import split_fields
 from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import MAX_SECRET_BYTES
 from firebuild_pki.display import one_line
@@ -252,11 +252,11 @@ def _read_secret(text: str, number: int, environment: Mapping[str, str]) -> tupl
 
 def _secret_members(text: str, number: int) -> dict[str, str]:
     try:
-        rows = list(csv.reader([text], strict=True))
-    except csv.Error as error:
+        fields = split_fields(text)
+    except ValueError as error:
         raise _malformed_secret(number, str(error)) from error
     members = {}
-    for each in rows[0] if rows else ():
+    for each in fields:
         key, equals, value = each.partition("=")
         key = {"source": "src"}.get(key.lower(), key.lower())
         if key not in ("type", "id", "src", "env") or not equals:

@@ -333,3 +333,11 @@ def test_a_malformed_word_is_told_its_escape_and_no_other(plan: Plan, text: str,
     with pytest.raises(InputError) as caught:
         plan(text)
     assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(("word", "quote"), [('/"x', "double"), ("/'x", "single")])
+def test_a_quote_without_an_end_is_an_error(read: Read, word: str, quote: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read(f"FROM scratch\nENV a=b\nWORKDIR {word}\n")
+    assert f"unexpected end of statement while looking for matching {quote}-quote" in caught.value.message
+    assert caught.value.location == Location("Dockerfile", 3)

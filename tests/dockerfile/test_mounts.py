@@ -106,7 +106,7 @@ def test_options_say_what_is_mounted(read: Read, bases: Bases, options: str, mou
         ("type=secret,id=a,from=b", "from is not for the type secret"),
         ("type=secret,id=a,env=A=B", "'A=B' is not the name of a variable"),
         ("type=ssh,from=b", "from is not for the type ssh"),
-        (r"\"target", "unexpected end of data"),
+        (r"\"target", "the double quote that is character 1 has no end"),
         ("", "expected options such as type=cache,target=/path"),
         ("target=/m,from=$x", "from can't hold variables"),
         ("target=/m,from=0", "there is no image '0'"),

@@ -65,7 +65,7 @@ EXPECTED = (
     [
         ("type=vex", EXPECTED),
         ("", EXPECTED),
-        ('"', EXPECTED),
+        ('"', "the double quote that is character 1 has no end"),
         ("type=provenance,mode=some", EXPECTED),
         ("type=provenance,inline-only=true", EXPECTED),
         ("type=sbom,mode=max", EXPECTED),

@@ -50,6 +50,7 @@ def test_an_output_is_a_type_with_a_destination_and_a_size(monkeypatch: pytest.M
     assert parse_output("tar") == OutputSpec(OutputType.TAR)
     assert parse_output("ext4,dest=/x/y=z,size=2GiB") == OutputSpec(OutputType.EXT4, Path("/x/y=z"), 2**31)
     monkeypatch.chdir("/tmp")
+    assert parse_output('tar,"dest=/x,""y"""').dest == Path('/x,"y"')
     assert parse_output("dir,dest=out").dest == Path("/tmp/out")
 
 
@@ -77,6 +78,9 @@ def test_sizes_have_units_of_1024(text: str, size: int) -> None:
         ("oci,compression=uncompressed,compression-level=1", "from 0 to 0 for uncompressed"),
         ("oci,force-compression=yes", "force-compression: expected true or false, found 'yes'"),
         ("oci,compression=zstd,compression=zstd", "found 'compression=zstd'"),
+        ('tar,dest="a,b"', "double quote that is character 10 is within a member: put the whole member in"),
+        ('tar,"dest=a', "the double quote that is character 5 has no end"),
+        ('tar,"dest=a"b', "expected a comma after the double quote that is character 12"),
     ],
 )
 def test_a_wrong_output_is_named(text: str, named: str) -> None:

@@ -51,7 +51,9 @@ def test_a_secret_comes_from_a_file_or_a_variable(tmp_path: Path, monkeypatch: p
         ("id=a,value=hunter2", "it has an unknown key, or a key without a value"),
         ("id=a,hunter2", "it has an unknown key, or a key without a value"),
         ("id=a,type=hunter2", "its type is neither file nor env"),
-        ('id=a,"src=hunter2', "unexpected end of data"),
+        ('id=a,"src=hunter2', "the double quote that is character 6 has no end"),
+        ('id=a,src=hun"ter2', "the double quote that is character 13 is within a member"),
+        ('id=a,"src="hunter2', "expected a comma after the double quote that is character 11"),
     ],
 )
 def test_what_is_not_understood_is_not_shown(option: str, words: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.sizes import parse_bool
+from firebuild_bootstrap.sizes import join_fields, parse_bool, split_fields
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -548,13 +548,21 @@ def translated_output(text: str, *, paths: bool) -> tuple[str, bool]:
         our form without a destination of `-`, and whether there was one: the output goes to standard output.
 
     Raises:
-        InputError: a type that firebuild does not write.
+        InputError: a type that firebuild does not write, or a double quote where none can be.
     """
-    first, *others = text.split(",")
     if text == "-":
         return "tar", True
-    if paths and not others and not first.startswith("type=") and first not in (*_OUR_TYPES, *_THEIR_TYPES):
-        return f"dir,dest={text}", False
+    try:
+        first, *others = split_fields(text) or [""]
+    except ValueError as error:
+        raise InputError(f"--output {text}: {error}") from error
+    if (
+        paths
+        and first == text
+        and not first.startswith("type=")
+        and first not in (*_OUR_TYPES, *_THEIR_TYPES)
+    ):
+        return join_fields(("dir", f"dest={text}")), False
     members = [first, *others]
     types = [member.removeprefix("type=") for member in members if member.startswith("type=")]
     kind, rest = (
@@ -564,4 +572,4 @@ def translated_output(text: str, *, paths: bool) -> tuple[str, bool]:
         raise InputError(f"--output {text}: there is no output of the type {kind}", hint=_THEIR_TYPES[kind])
     stdout = "dest=-" in rest
     kept = [member for member in rest if member != "dest=-"]
-    return ",".join(("dir" if kind == "local" else kind, *kept)), stdout
+    return join_fields(("dir" if kind == "local" else kind, *kept)), stdout

@@ -6,7 +6,6 @@ https://docs.docker.com/reference/dockerfile/#run---mount; the rules and default
 
 from __future__ import annotations
 
-import csv
 import posixpath
 import re
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from firebuild_bootstrap.dockerfile.graph import (
 )
 from firebuild_bootstrap.dockerfile.syntax import Flags, Instruction, guess, short
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.sizes import parse_bool, parse_size
+from firebuild_bootstrap.sizes import parse_bool, parse_size, split_fields
 from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import MAX_ID, absolute
 
@@ -122,15 +121,15 @@ def read_mounts(instruction: Instruction, flags: Flags, scope: MountScope) -> tu
 
 
 def _fields(instruction: Instruction, text: str) -> list[tuple[str, str | None]]:
-    """Split the comma-separated options of a mount, which follow RFC 4180 as Go's encoding/csv reads it."""
+    """Split the options of a mount into keys and values; None for what has no value."""
     try:
-        rows = list(csv.reader([text], strict=True))
-    except csv.Error as error:
+        members = split_fields(text)
+    except ValueError as error:
         raise instruction.error(f"RUN --mount={short(text)}: {error}") from error
-    if not rows or not rows[0]:
+    if not members:
         raise instruction.error("RUN --mount: expected options such as type=cache,target=/path")
     fields = []
-    for field in rows[0]:
+    for field in members:
         key, equals, value = field.partition("=")
         key = key.lower()
         fields.append((_ALIASES.get(key, key), value if equals else None))

@@ -11,7 +11,6 @@ BuildKit, docs/attestations/attestation-storage.md.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from firebuild_bootstrap.errors import MALFORMED, InputError, MachineError
 from firebuild_bootstrap.image.content_store import write_whole
 from firebuild_bootstrap.image.oci import CONFIG, Descriptor, Index, Manifest, canonical
 from firebuild_bootstrap.image.platforms import Platform
-from firebuild_bootstrap.sizes import parse_bool
+from firebuild_bootstrap.sizes import parse_bool, split_fields
 from firebuild_bootstrap.values import dataclass
 
 if TYPE_CHECKING:
@@ -101,10 +100,10 @@ def read_attestations(
 
 def _members(text: str) -> dict[str, str]:
     try:
-        (row,) = csv.reader([text], strict=True)
-    except (csv.Error, ValueError) as error:
-        raise InputError(f"--attest {text[:200]}: expected {_FORMS}") from error
-    return {key: value for key, _, value in (each.partition("=") for each in row)}
+        members = split_fields(text)
+    except ValueError as error:
+        raise InputError(f"--attest {text[:200]}: {error}", hint=f"expected {_FORMS}") from error
+    return {key: value for key, _, value in (each.partition("=") for each in members)}
 
 
 def _short(kind: str, text: str) -> dict[str, str]:

@@ -19,7 +19,7 @@ from firebuild_bootstrap.image.trees import PackedFile, Tree, Trees, file_size
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.image.worker.readonly import PROGRAMS
 from firebuild_bootstrap.layers.tree import copy_file
-from firebuild_bootstrap.sizes import parse_size
+from firebuild_bootstrap.sizes import parse_size, split_fields
 from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import DEFAULT_PATH
 
@@ -124,12 +124,15 @@ class Artifact:
 
 
 def parse_output(text: str) -> OutputSpec:
-    """Read one `--output TYPE[,dest=PATH][,size=SIZE][,compression=KIND…]`.
+    """Read one `--output TYPE[,dest=PATH][,size=SIZE][,compression=KIND…]`, as CSV (RFC 4180).
 
     Raises:
         InputError: another type or key, an empty path or no size; the message shows what is expected.
     """
-    kind, *pairs = text.split(",")
+    try:
+        kind, *pairs = split_fields(text) or [""]
+    except ValueError as error:
+        raise InputError(f"--output {text}: {error}") from error
     if kind not in tuple(OutputType):
         raise InputError(f"--output {text}: expected {_FORM}, found the type {kind!r}")
     members: dict[str, str] = {}

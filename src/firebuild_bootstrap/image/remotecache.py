@@ -7,7 +7,6 @@ keep it as they keep images: see `registry.remotecache`. A directory is an OCI i
 
 from __future__ import annotations
 
-import csv
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ from firebuild_bootstrap.image.oci import (
     canonical,
     parse_manifest,
 )
+from firebuild_bootstrap.sizes import split_fields
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted, one_line
 
@@ -135,11 +135,11 @@ def _members(text: str, form: str) -> dict[str, str]:
     if text and not any(sign in text for sign in "=,"):
         return {"type": "registry", "ref": text}  # as buildx reads it
     try:
-        rows = list(csv.reader([text], strict=True))
-    except csv.Error as error:
+        fields = split_fields(text)
+    except ValueError as error:
         raise InputError(f"{one_line(text, 200)!r} can't be read: {error}", hint=f"write {form}") from error
     members = {}
-    for each in rows[0] if rows else ():
+    for each in fields:
         name, equals, value = each.partition("=")
         if not equals:
             raise InputError(f"expected NAME=VALUE, found {one_line(each, 80)!r}", hint=f"write {form}")
