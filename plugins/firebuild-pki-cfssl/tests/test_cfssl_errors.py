@@ -225,10 +225,11 @@ def test_a_certificate_that_is_none(stub: Stub) -> None:
 @needs_cfssl
 def test_anchors_that_cannot_be_read(server: str, tmp_path: Path) -> None:
     error = error_of(server, anchors=tmp_path / "missing.pem")
-    assert f"cannot read anchors from {tmp_path}/missing.pem: No such file or directory" in error.message
+    assert f"cannot read ca.cfssl.anchors {tmp_path}/missing.pem: No such file or directory" in error.message
     (tmp_path / "missing.pem").write_text("not PEM")
     error = error_of(server, anchors=tmp_path / "missing.pem")
-    assert f"expected PEM certificates in {tmp_path}/missing.pem" in error.message
+    assert f"expected PEM certificates in ca.cfssl.anchors {tmp_path}/missing.pem" in error.message
+    assert "it has more than" in error_of(server, anchors=Path("/dev/zero")).message
 
 
 @needs_cfssl

@@ -314,6 +314,10 @@ def test_certificates_of_strangers_and_files_that_do_not_fit_are_refused(server:
     assert f"openssl pkey -in {pki.strange_client_key} -pubout" in (error.hint or "")
     missing = {**x5c(pki), "cert_file": "/nonexistent/c.pem"}
     assert "cannot read /nonexistent/c.pem" in refusal(with_auth(missing)).message
+    for setting in ("cert_file", "key_file"):
+        endless = {**x5c(pki), setting: "/dev/zero"}
+        message = f"auth.{setting}: cannot read /dev/zero: it has more than"
+        assert message in refusal(with_auth(endless)).message
     swapped = {**x5c(pki), "cert_file": str(pki.client_key)}
     assert "expected certificates in PEM" in refusal(with_auth(swapped)).message
     error = refusal(with_auth(x5c(pki, "locked-client")))

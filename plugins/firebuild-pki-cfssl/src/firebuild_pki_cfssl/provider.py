@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +20,7 @@ from firebuild_pki import (
     TrustBundle,
     order_chain,
 )
-from firebuild_pki.http import audit_headers
+from firebuild_pki.http import audit_headers, read_anchors
 
 from firebuild_pki_cfssl.client import Answer, Client
 from firebuild_pki_cfssl.refusals import Refused
@@ -176,12 +175,9 @@ def _must_have_uris(leaf_pem: bytes, uris: Sequence[str]) -> None:
 def _trust(issuer_pem: bytes, anchors_file: Path | None) -> TrustBundle:
     if anchors_file is None:
         return TrustBundle(issuer_pem)
+    anchors_pem = read_anchors(anchors_file, "ca.cfssl.anchors").encode()
     try:
-        anchors_pem = Path(os.path.expanduser(anchors_file)).read_bytes()
-        anchors = x509.load_pem_x509_certificates(anchors_pem)
-        trusted = x509.load_pem_x509_certificate(issuer_pem) in anchors
-    except OSError as error:
-        raise CAError(f"cannot read anchors from {anchors_file}: {error.strerror}") from error
-    except ValueError:
+        trusted = x509.load_pem_x509_certificate(issuer_pem) in x509.load_pem_x509_certificates(anchors_pem)
+    except ValueError:  # OpenSSL takes more than cryptography
         raise CAError(f"expected PEM certificates in {anchors_file}", hint="it is ca.cfssl.anchors") from None
     return TrustBundle(anchors_pem, b"" if trusted else issuer_pem)

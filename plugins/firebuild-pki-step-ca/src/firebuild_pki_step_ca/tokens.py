@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.kdf.pbkdf2 import PBKDF2HMAC
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from firebuild_pki import CAError, SecretRef
+from firebuild_pki.homes import read_small
 
 from firebuild_pki_step_ca.settings import JWKAuth, X5CAuth
 
@@ -38,6 +39,7 @@ _BACKDATE: Final = 30
 _ALGORITHMS: Final = {"P-256": "ES256", "P-384": "ES384", "P-521": "ES512", "Ed25519": "EdDSA"}
 # What `step` encrypts keys with, today and before.
 _ENCRYPTIONS: Final = {("PBES2-HS256+A128KW", "A256GCM"), ("PBES2-HS256+A128KW", "A128GCM")}
+_MOST_PEM: Final = 1 << 20
 # step 0.77 writes 600,000; more would be a way to keep this process busy.
 _MOST_ROUNDS: Final = 5_000_000
 _PUBLIC: Final = ("kty", "crv", "x", "y", "n", "e")
@@ -166,7 +168,8 @@ def _secret(reference: SecretRef | None, environ: Mapping[str, str]) -> str | No
 
 def _text(path: Path, setting: str) -> str:
     try:
-        text = Path(os.path.expanduser(path)).read_text("ascii", "ignore")  # comments may be in UTF-8
+        data = read_small(os.path.expanduser(path), _MOST_PEM)
+        text = data.decode("ascii", "ignore")  # comments may be in UTF-8
     except OSError as error:
         raise CAError(f"{setting}: cannot read {path}: {error.strerror}") from error
     if not text.strip():
