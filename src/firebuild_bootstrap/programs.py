@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final, cast
 
-from firebuild_bootstrap.errors import MORE_FILES, MORE_MEMORY, MachineError
+from firebuild_bootstrap.errors import MORE_FILES, MORE_MEMORY, MachineError, hint_before
 from firebuild_bootstrap.guest.kernel import address_space_problem
 from firebuild_pki.display import counted
 
@@ -32,6 +32,19 @@ _CHECK_SECONDS: Final = 0.2
 _PIECE: Final = 1 << 16
 # All that the program starts inherits it. `ulimit -d` counts KiB.
 _LIMITED: Final = 'ulimit -S -d "$0"; exec "$@"'
+
+
+class NotStarted(MachineError):
+    """A program can't be started: the hint says what to do.
+
+    Args:
+        program: its name or path.
+        error: of execve(2) or fork(2).
+        install: where the program comes from: `install the package x`.
+    """
+
+    def __init__(self, program: str | Path, error: OSError, install: str) -> None:
+        super().__init__(start_problem(program, error), hint=start_hint(error, install))
 
 
 class LimitExceeded(Exception):
@@ -66,7 +79,10 @@ def check_address_space() -> None:
 
 def start_problem(program: str | Path, error: OSError) -> str:
     """Say why a program can't be started: what is missing may be /dev/null, which `subprocess` opens."""
-    missing = "" if error.filename in (None, str(program)) else f"{error.filename}: "
+    named = None if error.filename is None else str(error.filename)
+    if isinstance(error, FileNotFoundError) and named == str(program) and os.sep not in named:
+        return f"the program {program} was not found"
+    missing = "" if named in (None, str(program)) else f"{named}: "
     return f"{program} can't be started: {missing}{error.strerror}"
 
 
@@ -79,18 +95,19 @@ def start_hint(error: OSError, install: str) -> str:
     """
     if error.filename == os.devnull:
         return "firebuild needs a /dev with its usual devices, as containers have it"
+    why = ""
     match error.errno:
         case errno.EMFILE | errno.ENFILE:
             return MORE_FILES
         case errno.EAGAIN | errno.ENOMEM:
             return MORE_MEMORY
         case errno.EACCES:
-            return (
-                f"its file has to be executable, and not lie on a file system mounted with noexec; {install}"
-            )
+            why = "its file has to be executable, and not lie on a file system mounted with noexec"
         case errno.ENOEXEC:
-            return f"it is damaged, or made for another processor; {install}"
-    return install
+            why = "it is damaged, or made for another processor"
+        case errno.ENOENT if error.filename and os.path.exists(error.filename):
+            why = "the interpreter that its first line names, or its loader, is missing"
+    return hint_before(why) + install
 
 
 def run_program(
@@ -104,6 +121,7 @@ def run_program(
     most: int = MOST_OUTPUT,
     memory: int | None = None,
     check: Callable[[], None] = lambda: None,
+    install: str = "is it installed, and for this host?",
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a program until it ends; what it has started, and is in its session still, ends with it.
 
@@ -117,28 +135,33 @@ def run_program(
         most: bytes of its output, and of its complaints.
         memory: bytes of data that it and each of its children may have; None for no limit.
         check: called several times a second; what it raises ends the program.
+        install: where the program comes from, for the hint where it can't be started.
 
     Returns:
         its status, output and complaints.
 
     Raises:
-        OSError: it can't be started.
+        NotStarted: it can't be started. Where `memory` is limited the shell says so: see its status.
         LimitExceeded: it wrote more than `most`, or did not end within `seconds`.
         MachineError: as `check_children`.
     """
     check_children()
     limited = [] if memory is None else ["/bin/sh", "-c", _LIMITED, str(memory >> 10)]
     pipe = subprocess.PIPE
-    with subprocess.Popen(
-        [*limited, *command],
-        env=env,
-        cwd=cwd,
-        umask=umask,
-        stdin=pipe,
-        stdout=pipe,
-        stderr=pipe,
-        start_new_session=True,
-    ) as process:
+    try:
+        process = subprocess.Popen(
+            [*limited, *command],
+            env=env,
+            cwd=cwd,
+            umask=umask,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise NotStarted(command[0], error, install) from error
+    with process:
         try:
             output, complaints = converse(process, data, seconds=seconds, most=most, check=check)
         finally:

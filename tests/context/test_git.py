@@ -361,6 +361,32 @@ def test_a_host_without_git_says_so(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\x7fELF\2\1\1" + bytes(100), "it is damaged, or made for another processor; install it"),
+        (
+            b"#!/nowhere/sh\n",
+            "the interpreter that its first line names, or its loader, is missing; install it",
+        ),
+    ],
+)
+def test_a_git_that_can_not_be_executed_is_told_from_a_repository_that_fails(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    (tmp_path / "git").write_bytes(content)
+    (tmp_path / "git").chmod(0o755)
+    with pytest.raises(InputError, match="/git can't be started: ") as caught:
+        clone(
+            GitTree("https://host/a.git"),
+            tmp_path,
+            location=HERE,
+            limits=FetchLimits(),
+            environment={"PATH": str(tmp_path)},
+        )
+    assert words in (caught.value.hint or "")
+
+
 def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
     slow = tmp_path / "git"
     slow.write_text('#!/bin/sh\ncase "$*" in *fetch*) sleep 600;; esac\n')

@@ -273,6 +273,11 @@ def test_what_the_program_says_is_passed_on(
     readonly._listen(BytesIO(bytes(1 << 20)), said)
     assert len(said) == readonly._MOST_SAID
     monkeypatch.setattr(readonly, "_SYSTEM", ())
+    monkeypatch.setenv("PATH", str(program.parent))
+    program.write_bytes(b"\x7fELF")
+    with pytest.raises(LayerError, match="can't be started: Exec format error") as caught:
+        make_readonly(form, str(tree), str(tmp_path / "i"), None)
+    assert "made for another processor; install the package" in (caught.value.hint or "")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LayerError, match=r"the program .* was not found") as caught:
         make_readonly(form, str(tree), str(tmp_path / "i"), None)

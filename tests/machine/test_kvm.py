@@ -70,7 +70,7 @@ def test_a_guest_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_trial_that_cannot_be_made_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
-    assert guest_problem() == "the trial could not be started: No such file or directory"
+    assert guest_problem() == "/nonexistent/python can't be started: No such file or directory"
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert guest_problem() == "status 1"
 

@@ -94,7 +94,7 @@ def test_a_program_that_does_not_run_or_answer_is_an_error(
     odd = tmp_path / "firecracker"
     odd.write_bytes(b"\x7fELF")
     odd.chmod(0o755)
-    with pytest.raises(MachineError, match="--version failed: Exec format error") as caught:
+    with pytest.raises(MachineError, match="firecracker can't be started: Exec format error") as caught:
         program_version(odd)
     assert "processor" in (caught.value.hint or "")
     monkeypatch.setattr(checks, "_SECONDS", 0.1)

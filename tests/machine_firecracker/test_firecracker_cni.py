@@ -127,7 +127,7 @@ def test_a_plugin_that_cannot_be_run_or_cannot_delete_is_an_error(cni: Cni) -> N
     cni.write({"type": "odd"})
     with pytest.raises(
         MachineError,
-        match=r"machine\.firecracker\.network\.cni: the plugin .*odd failed: .*Exec format error",
+        match=r"machine\.firecracker\.network\.cni: the plugin .*odd can't be started: Exec format error",
     ):
         cni.network().connect()
     cni.leftovers.clear()

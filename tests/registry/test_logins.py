@@ -310,7 +310,7 @@ def test_a_registry_token_is_sent_as_it_is(small: Small, client: Client) -> None
             "a registrytoken in auths can't be a header of HTTP",
         ),
         (json.dumps({"credHelpers": {"registry.example": "../x"}}), "can't be the name of a program"),
-        (json.dumps({"credsStore": "not-there"}), "docker-credential-not-there can't be started"),
+        (json.dumps({"credsStore": "not-there"}), "the program docker-credential-not-there was not found"),
         ("/root/.docker/config.json", "DOCKER_AUTH_CONFIG is not a JSON object"),
     ],
 )

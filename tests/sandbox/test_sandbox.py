@@ -150,12 +150,21 @@ def test_a_range_that_is_not_ours_is_refused_in_the_words_of_newuidmap(runtime: 
     assert "newuidmap failed" in probe(Sandbox(foreign))
 
 
-def test_a_missing_newuidmap_is_named(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_newuidmap_is_named(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     own = IdMap(IdMode.SUBIDS, (IdRange(0, os.getuid(), 1),), (IdRange(0, os.getgid(), 1),))
     with pytest.raises(MachineError, match="newuidmap was not found") as caught:
         Sandbox(own).run(["true"], binds=runtime.binds)
     assert caught.value.hint == "install the package uidmap"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("newuidmap", "newgidmap"):
+        (tmp_path / name).write_bytes(b"\x7fELF")
+        (tmp_path / name).chmod(0o755)
+    with pytest.raises(MachineError, match="newuidmap can't be started: Exec format error") as caught:
+        Sandbox(own).run(["true"], binds=runtime.binds)
+    assert caught.value.hint == "it is damaged, or made for another processor; install the package uidmap"
 
 
 def test_an_impossible_full_map_is_an_error(runtime: Runtime) -> None:

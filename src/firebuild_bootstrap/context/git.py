@@ -25,7 +25,7 @@ from firebuild_bootstrap.dockerfile.operations import redacted, split_login
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers.tar import LayerError
 from firebuild_bootstrap.layers.tree import members
-from firebuild_bootstrap.programs import LimitExceeded, run_program
+from firebuild_bootstrap.programs import LimitExceeded, NotStarted, run_program
 from firebuild_bootstrap.removal import remove_tree
 from firebuild_bootstrap.sizes import human_size
 from firebuild_bootstrap.values import dataclass
@@ -67,6 +67,9 @@ _LONGEST_WORDS: Final = 4000  # git cuts what it says, with a path in it, at 409
 # What git says where ssh failed, whose words are in the line before; the lines behind it are general advice.
 _SSH_FAILED: Final = "Could not read from remote repository."
 
+_INSTALL: Final = "install it, or clone into the build context"
+# Of a shell that can't execute a program, or takes it for a script (sh of POSIX, "Exit Status for Commands").
+_OF_THE_SHELL: Final = frozenset({2, 126, 127})
 _SMALLER: Final = "name a smaller repository, or clone what is needed of it into the build context"
 
 
@@ -204,7 +207,7 @@ class _Git:
             raise self.error("ssh takes no password from a URL", "`--ssh default` gives git an SSH agent")
         program = shutil.which("git", path=environment.get("PATH"))
         if program is None:
-            raise self.error("the program git was not found", "install it, or clone into the build context")
+            raise self.error("the program git was not found", _INSTALL)
         self._program = program
 
     def _log_in(self, login: str) -> tuple[str, ...]:
@@ -238,6 +241,10 @@ class _Git:
             late = time.monotonic() >= self._end
             why = f"it took longer than {counted(self._limits.total_seconds, 'second')}" if late else error
             raise self.error(f"git {words[0]}: {why}", _SMALLER) from error
+        except NotStarted as error:
+            raise self.error(error.message, error.hint) from error
+        if done.returncode in _OF_THE_SHELL:
+            self._check_start()
         if done.returncode:
             said = done.stderr.decode("utf-8", "replace").strip()
             last = (said.splitlines() or [f"git {words[0]} failed"])[-1].removeprefix("fatal: ")
@@ -251,6 +258,15 @@ class _Git:
             reason = one_line(_without_proxy(_reason(said) or last, self._environment), 300)
             raise self.error(reason, _ssh_hint(said), _GitError)
         return done.stdout.decode("utf-8", "replace").strip()
+
+    def _check_start(self) -> None:
+        """Raise an `InputError` if git itself can't be started."""
+        try:
+            run_program([self._program, "--version"], install=_INSTALL)
+        except LimitExceeded:
+            return
+        except NotStarted as error:
+            raise self.error(error.message, error.hint) from error
 
     def _watch(self) -> None:
         """Measure the disk use every now and then, for not more than a tenth of the time."""

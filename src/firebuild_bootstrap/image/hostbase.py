@@ -77,12 +77,9 @@ def make_host_tree(root: Path, search_path: str = _SEARCH) -> None:
 def _libraries(programs: list[str]) -> list[str]:
     """Return the libraries and the loader that `programs` need, by the paths they look for."""
     try:
-        done = run_program(["ldd", *programs])
-    except FileNotFoundError as error:
-        raise MachineError(
-            "the program ldd was not found, which lists the libraries of a program",
-            hint="install it, or import a base from a tar archive instead",
-        ) from error
+        done = run_program(
+            ["ldd", *programs], install="install it, or import a base from a tar archive instead"
+        )
     except LimitExceeded as error:
         raise MachineError(f"ldd failed: {error}") from error
     found = sorted(set(_LIBRARY.findall(done.stdout.decode("utf-8", "replace"))))

@@ -233,7 +233,7 @@ def run_lz4(*arguments: str, data: bytes = b"", hint: str = "install the package
     if program is None:
         raise InputError("the program lz4 was not found", hint=hint)
     try:
-        done = run_program([program, *arguments], data=data, most=_MOST_BYTES)
+        done = run_program([program, *arguments], data=data, most=_MOST_BYTES, install=hint)
     except LimitExceeded as error:
         raise MachineError(f"lz4 failed: {error}") from error
     if done.returncode != 0:

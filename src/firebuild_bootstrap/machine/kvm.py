@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
-from firebuild_bootstrap.programs import LimitExceeded, run_program
+from firebuild_bootstrap.programs import LimitExceeded, NotStarted, run_program
 from firebuild_pki.display import counted
 
 KVM: Final = Path("/dev/kvm")
@@ -114,8 +114,8 @@ def guest_problem(seconds: float = _SECONDS) -> str:
         done = run_program(command, seconds=seconds)
     except LimitExceeded:
         return f"nothing of a guest was seen within {counted(seconds, 'second')}"
-    except OSError as error:
-        return f"the trial could not be started: {error.strerror}"
+    except NotStarted as error:
+        return error.message
     words = done.stderr.decode("utf-8", "replace").strip().splitlines()
     return "" if done.returncode == 0 else words[-1] if words else f"status {done.returncode}"
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from firebuild_bootstrap.image.layertrees import boot_id
 from firebuild_bootstrap.polling import readable
-from firebuild_bootstrap.programs import LimitExceeded, run_program
+from firebuild_bootstrap.programs import LimitExceeded, NotStarted, run_program
 from firebuild_bootstrap.removal import remove_tree
 from firebuild_pki.display import one_line
 
@@ -111,7 +111,9 @@ def _run(entry: Mapping[str, Any]) -> str:
         done = run_program(
             argv, data=entry["text"].encode(), env={"PATH": _PATH, **entry["env"]}, seconds=_COMMAND_SECONDS
         )
-    except (OSError, LimitExceeded) as error:
+    except NotStarted as error:
+        return error.message
+    except LimitExceeded as error:
         return f"{' '.join(argv)}: {error}"
     if done.returncode == 0 or entry["quiet"]:
         return ""

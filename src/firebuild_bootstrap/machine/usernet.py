@@ -17,6 +17,7 @@ from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.guest.enter import CONNECT, CONNECTED
 from firebuild_bootstrap.machine.console import BoundedLog
 from firebuild_bootstrap.polling import readable
+from firebuild_bootstrap.programs import start_hint, start_problem
 
 PROGRAM: Final = "slirp4netns"
 TUN: Final = Path("/dev/net/tun")
@@ -105,7 +106,8 @@ class UserNetwork:
                     return f"{self._program} made no network within {_BEGIN_SECONDS:g} seconds".encode()
                 return CONNECTED if ready.read(1) else self._process.last_words().encode()
         except OSError as error:
-            return f"{self._program}: {error.strerror}".encode()
+            hint = start_hint(error, "install the package slirp4netns")
+            return f"{start_problem(self._program, error)}; {hint}".encode()
 
 
 class _Program:

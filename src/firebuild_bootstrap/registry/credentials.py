@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.programs import LimitExceeded, run_program
+from firebuild_bootstrap.programs import LimitExceeded, NotStarted, run_program
 from firebuild_bootstrap.registry.settings import RegistrySettings
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki import SecretError
@@ -266,10 +266,11 @@ def _run(
             seconds=_HELPER_SECONDS,
             most=_MAX_ANSWER,
             check=check,
+            install=remedy,
         )
     except LimitExceeded as error:
         raise InputError(f"{program}: {error}", hint=remedy) from None
-    except OSError as error:
-        raise InputError(f"{program} can't be started: {error.strerror}", hint=remedy) from None
+    except NotStarted as error:
+        raise InputError(error.message, hint=error.hint) from None
     output, complaints = (data.decode("utf-8", "replace").strip() for data in (done.stdout, done.stderr))
     return done.returncode, output, complaints

@@ -21,6 +21,7 @@ from firebuild_bootstrap.orphans import end_holders
 from firebuild_bootstrap.polling import readable
 from firebuild_bootstrap.programs import (
     LimitExceeded,
+    NotStarted,
     check_children,
     converse,
     run_program,
@@ -332,9 +333,9 @@ def _map_ids(idmap: IdMap, pid: int) -> None:
 def _new_id_map(program: str, pid: int, ranges: Sequence[IdRange]) -> None:
     numbers = [str(number) for entry in ranges for number in (entry.inside, entry.outside, entry.count)]
     try:
-        done = run_program([program, str(pid), *numbers])
-    except FileNotFoundError as error:
-        raise SandboxError(f"{program} was not found", hint="install the package uidmap") from error
+        done = run_program([program, str(pid), *numbers], install="install the package uidmap")
+    except NotStarted as error:
+        raise SandboxError(error.message, hint=error.hint) from error
     except LimitExceeded as error:
         raise MachineError(f"{program} failed: {error}") from error
     if done.returncode:
@@ -431,8 +432,8 @@ def _broken(bwrap: Path) -> str:
     """Ask bubblewrap for its version, and say what is wrong with it; empty if nothing is."""
     try:
         done = run_program([bwrap, "--version"], seconds=_VERSION_SECONDS)
-    except OSError as error:
-        return f"can't be started: {error.strerror}"
+    except NotStarted as error:
+        return error.message.removeprefix(f"{bwrap} ")
     except LimitExceeded as error:
         return f"does not say its version: {error}"
     said = one_line((done.stdout or done.stderr).decode("utf-8", "replace").strip(), 100)

@@ -210,11 +210,12 @@ def _run(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-    except FileNotFoundError as error:
+    except OSError as error:
+        from firebuild_bootstrap.programs import start_hint, start_problem
+
         package = next(package for program, package in PROGRAMS.values() if program == command[0])
-        raise LayerError(
-            f"the program {command[0]} was not found", f"install the package {package}"
-        ) from error
+        hint = start_hint(error, f"install the package {package}")
+        raise LayerError(start_problem(command[0], error), hint) from error
     said = bytearray()
     with process:
         reading = Thread(target=_listen, args=(process.stdout, said))

@@ -20,6 +20,7 @@ _MAJOR: Final = 1
 _SOCKET_BYTES: Final = 107
 _VERSION: Final = re.compile(r"v?(\d+)\.(\d+)\.\d+")
 _SECONDS: Final = 10.0
+_BUILT: Final = "is it built for this host's processor?"
 
 
 def find_program(name: str, setting: str) -> Path:
@@ -53,12 +54,9 @@ def program_version(program: Path) -> tuple[int, int]:
         MachineError: it can't be run.
     """
     try:
-        done = run_program([program, "--version"], seconds=_SECONDS)
-    except (OSError, LimitExceeded) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise MachineError(
-            f"{program} --version failed: {reason}", hint="is it built for this host's processor?"
-        ) from error
+        done = run_program([program, "--version"], seconds=_SECONDS, install=_BUILT)
+    except LimitExceeded as error:
+        raise MachineError(f"{program} --version failed: {error}", hint=_BUILT) from error
     return check_version(done.stdout.decode("utf-8", "replace"), str(program))
 
 

@@ -20,7 +20,7 @@ from firebuild_bootstrap.initramfs import StaticAddress
 from firebuild_bootstrap.machine.firecracker.network import Link, Network, guest_address, ip, mac_of
 from firebuild_bootstrap.machine.firecracker.settings import NetworkSettings
 from firebuild_bootstrap.machine.leftovers import Leftovers
-from firebuild_bootstrap.programs import LimitExceeded, run_program
+from firebuild_bootstrap.programs import LimitExceeded, NotStarted, run_program
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 from firebuild_pki.homes import absolute
@@ -107,7 +107,9 @@ class CniNetwork(Network):
                 env=self._environment("ADD"),
                 seconds=_SECONDS,
             )
-        except (OSError, LimitExceeded) as error:
+        except NotStarted as error:
+            raise MachineError(f"{_WHERE}: the plugin {error.message}", hint=error.hint) from error
+        except LimitExceeded as error:
             raise MachineError(
                 f"{_WHERE}: the plugin {program} failed: {error}", hint="run it by hand, as cnitool does"
             ) from error

@@ -50,7 +50,9 @@ def ip(*arguments: str) -> str:
     if program is None:
         raise MachineError("the program ip was not found", hint="install the package iproute2")
     try:
-        done = run_program([program, *arguments], most=_MOST_INTERFACES)
+        done = run_program(
+            [program, *arguments], most=_MOST_INTERFACES, install="install the package iproute2"
+        )
     except LimitExceeded as error:
         raise MachineError(f"ip {' '.join(arguments)} failed: {error}") from error
     if done.returncode != 0:

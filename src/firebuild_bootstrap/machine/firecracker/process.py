@@ -18,7 +18,7 @@ from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.machine.console import BoundedLog, copied
 from firebuild_bootstrap.machine.firecracker.api import FirecrackerApi, connect
 from firebuild_bootstrap.polling import readable
-from firebuild_bootstrap.programs import check_children, start_problem
+from firebuild_bootstrap.programs import NotStarted, check_children
 
 # FcExitCode of Firecracker (src/vmm/src/lib.rs).
 _STATUSES: Final = {
@@ -105,7 +105,9 @@ class StartedProcess(Process):
         except OSError as error:
             if log is not None:
                 log.close()
-            raise MachineError(start_problem(command[0], error)) from error
+            raise NotStarted(
+                command[0], error, "it is started by /bin/sh, in the directory of its machine"
+            ) from error
         output: IO[bytes] = self._process.stdout  # type: ignore[assignment]
         self._log = BoundedLog(copied(output, log))
 
