@@ -29,6 +29,7 @@ from firebuild_bootstrap.image.layertrees import (
 )
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.image.worker.__main__ import answer, overlay_problem
+from firebuild_bootstrap.machine import cleanup
 from firebuild_bootstrap.sandbox import Host, Sandbox, detect
 from firebuild_bootstrap.sandbox.idmap import single
 from layers.trees import MakeTar, member
@@ -50,6 +51,11 @@ def stored(tmp_path: Path, trees: Trees) -> Iterator[Open]:
     yield another
     for each in opened:
         each.close()
+
+
+def settle(store: LayerTrees) -> None:
+    """Do what cleanup processes do at their end."""
+    cleanup.settle(store.home, store.root.name, detect)
 
 
 def contents(store: LayerTrees, folder: str = "content") -> list[str]:
@@ -207,7 +213,7 @@ def test_what_a_build_holds_outlives_its_key(tmp_path: Path, stored: Open) -> No
     assert (tree / "file").exists()
     assert pruning.hold("sha256:step") is None
     using.close()
-    pruning.settle()
+    settle(pruning)
     assert contents(pruning) == []
 
 
@@ -257,7 +263,7 @@ def test_a_build_that_is_killed_leaves_nothing_half_made(
         while True:  # until its worker has ended, too, which the kernel sees to a moment later
             pipe.write(bytes(1 << 16))
     assert store.hold("sha256:1") is None
-    store.settle()
+    settle(store)
     assert contents(store, "staging") == []
     archive.unlink()
     archive.write_bytes(content)
@@ -270,8 +276,8 @@ def test_after_a_power_failure_only_what_was_on_the_disk_is_believed(
 ) -> None:
     before = stored()
     before.adopt("sha256:safe", layer(tmp_path / "one"))
-    before.settle()
-    before.settle()  # nothing is new
+    settle(before)
+    settle(before)  # nothing is new
     before.adopt("sha256:lost", layer(tmp_path / "two"))
     before.close()
     boot = tmp_path / "boot_id"
@@ -288,7 +294,7 @@ def test_after_a_power_failure_only_what_was_on_the_disk_is_believed(
 
 
 def test_settling_a_store_that_is_not_there_makes_none(tmp_path: Path, stored: Open) -> None:
-    stored().settle()
+    settle(stored())
     assert not (tmp_path / "home").exists()
 
 

@@ -18,10 +18,18 @@ from hypothesis import strategies as st
 
 from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
 from firebuild_bootstrap.image import layertrees
+from firebuild_bootstrap.image.layertrees import LayerTrees
+from firebuild_bootstrap.machine import cleanup
+from firebuild_bootstrap.sandbox import detect
 from firebuild_bootstrap.solve.cache import Cache, Entry, new_id
 from solve.stores import key, layer, layer_trees
 
 BASE = f"sha256:{'1' * 64}"
+
+
+def settle(trees: LayerTrees) -> None:
+    """Do what cleanup processes do at their end."""
+    cleanup.settle(trees.home, trees.root.name, detect)
 
 
 class Store:
@@ -205,7 +213,7 @@ def test_what_a_build_uses_stays_with_all_below_it(store: Store) -> None:
     assert len(store.open().prune(everything=True, sweep=False)) == 3
     assert store.found("a") == 0
     assert store.layers() == ["a", "b", "d"]
-    store.open().trees.settle()
+    settle(store.open().trees)
     assert store.layers() == []
 
 
@@ -283,7 +291,7 @@ def test_what_was_not_on_the_disk_when_the_power_failed_is_not_used(
     boot.write_text("first")
     store.chain("a", "b")
     with store.build() as cache:
-        cache.trees.settle()
+        settle(cache.trees)
     store.chain("a", "b", "c")
     boot.write_text("second")
     assert store.found("a", "b", "c") == 2

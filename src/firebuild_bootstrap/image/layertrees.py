@@ -498,10 +498,6 @@ class LayerTrees:
         """
         self._contents.sweep()
 
-    def settle(self) -> None:
-        """Remove what dead builds left, and note the trees that are on the disk, after writing them there."""
-        self._contents.settle("layer")
-
     def overlay_problem(self, directory: Path) -> str:
         """Say why no overlay can be mounted whose upper directory is on the file system of `directory`.
 
