@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from importlib.metadata import EntryPoint
 from types import CoroutineType, ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TextIO, TypeVar, cast
 
 import pluggy
 from pydantic import BaseModel
@@ -288,6 +290,50 @@ _module_manager = lru_cache(maxsize=16)(_manager)
 """Looks for the hooks of a module once, because pluggy looks at every name in it."""
 
 
+class _Output:
+    """Standard output while plugins are loaded: what their threads write goes to standard error.
+
+    Not `contextlib.redirect_stdout`, which takes the output of all threads, and of two at once that leave in
+    another order than they came never gives it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._threads = Counter[int]()
+
+    @contextmanager
+    def diverted(self) -> Iterator[None]:
+        """Divert what this thread writes until the block ends."""
+        thread = threading.get_ident()
+        with self._lock:
+            if sys.stdout is not None and not isinstance(sys.stdout, _Diverted):
+                sys.stdout = cast(TextIO, _Diverted(sys.stdout, self._threads))
+            self._threads[thread] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._threads[thread] -= 1
+                self._threads += Counter()  # without those that are at none
+                if not self._threads and isinstance(sys.stdout, _Diverted):
+                    sys.stdout = sys.stdout.real
+
+
+class _Diverted:
+    """Standard output, or standard error for some threads; it stays right for whoever keeps it."""
+
+    def __init__(self, real: TextIO, threads: Mapping[int, int]) -> None:
+        self.real = real
+        self._threads = threads
+
+    def __getattr__(self, name: str) -> Any:
+        apart = threading.get_ident() in self._threads and sys.stderr is not None
+        return getattr(sys.stderr if apart else self.real, name)
+
+
+_OUTPUT: Final = _Output()
+
+
 @contextmanager
 def _loading(entry: EntryPoint, what: str, hint: str | None = None) -> Iterator[None]:
     """Turn whatever a plugin's code raises into an error that names its distribution.
@@ -298,7 +344,7 @@ def _loading(entry: EntryPoint, what: str, hint: str | None = None) -> Iterator[
         ProviderLoadError: for anything but a KeyboardInterrupt, which is the user's.
     """
     try:
-        with redirect_stdout(sys.stderr):
+        with _OUTPUT.diverted():
             yield
     except KeyboardInterrupt:
         raise

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import NoReturn
@@ -317,3 +319,46 @@ def test_the_installed_distributions_are_read_once(install: Install, monkeypatch
         assert PluginCatalog() == before
     install("acme-pki", "", name="acme", module="acme_pki")
     assert PluginCatalog().provider_names == before.provider_names | {"acme"}
+
+
+_TALKATIVE = """
+import pathlib, time
+here = pathlib.Path(__file__)
+print("loading", here.stem)
+here.with_suffix(".begun").touch()
+while not here.with_suffix(".go").exists():
+    time.sleep(0.01)
+print("loaded", here.stem)
+"""
+
+
+def test_only_what_a_plugin_prints_is_kept_from_standard_output(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("first", "second")
+    files = {
+        name: install(name, _TALKATIVE, name=name, module=f"talk_{name}") / f"talk_{name}" for name in names
+    }
+    real = sys.stdout
+
+    def load(name: str) -> None:
+        with pytest.raises(ProviderLoadError):  # it has no hooks
+            load_provider(name)
+
+    threads = {name: threading.Thread(target=load, args=(name,)) for name in names}
+    for name in names:  # both are loaded at once, and the first one ends first
+        threads[name].start()
+        while not files[name].with_suffix(".begun").exists():
+            time.sleep(0.01)
+    print("of the program")
+    kept = sys.stdout
+    for name in names:
+        files[name].with_suffix(".go").touch()
+        threads[name].join(20)
+    assert sys.stdout is real
+    print("still", file=kept)
+    written = capsys.readouterr()
+    assert written.out == "of the program\nstill\n"
+    assert written.err.split("\n") == [
+        f"{what} talk_{name}" for what in ("loading", "loaded") for name in names
+    ] + [""]
