@@ -184,6 +184,10 @@ def test_an_image_that_comes_from_outside_again_keeps_what_is_known_of_its_build
     for archive in ("saved.tar", "saved.tar", "zstd.tar", "saved.tar"):
         cli("images", "load", "-t", "app:1", built / archive)
         assert facts(cli, "app:1") == known
+    cli("images", "load", "-t", "more:1", built / "zstd.tar")
+    assert facts(cli, "more:1") == known
+    source = json.loads(cli("images", "inspect", "more:1").out)["source"]
+    assert source["origin"].endswith("zstd.tar")
     (built / "Dockerfile").write_text("FROM app\n")
     for digest in manifests:
         layout = f"--build-context=app=docker-image://app@{digest}"

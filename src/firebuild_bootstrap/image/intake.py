@@ -93,7 +93,8 @@ class Intake:
     ) -> StoredImage:
         """Unpack the layers of an image whose blobs are in the store, and keep it under its names.
 
-        Of an image that has one of the names and is the same, all that is known stays known.
+        Of an image that has one of the names and is the same, all that is known stays known; of one that was
+        built here under another name, all that is known of its build.
         Nothing is kept of an image that is refused, but for layers and blobs that the next `prune` removes.
 
         Args:
@@ -143,7 +144,11 @@ class Intake:
         )
         found = [self._images.find(each, hold=True) for each in (tag, *others)]
         same = next((each for each in found if each and has_id(each, document, self._layers)), None)
-        if same is not None:
+        if same is None:
+            same = self._built(document)
+            if same is not None:  # where that was from says nothing of these names
+                record = replace(record.joined(same.record), source=source)
+        else:
             record = record.joined(same.record)
             if all(each and each.record.source == record.source for each in found):
                 return same
@@ -156,6 +161,11 @@ class Intake:
         if image is None:
             raise MachineError(f"the image {tag} was removed while it was stored", hint="try again")
         return image
+
+    def _built(self, document: ImageDocument) -> StoredImage | None:
+        """Return and hold an image of this id that was built here, under any name."""
+        found = self._images.find(Reference.parse(document.digest), hold=True)
+        return found if found is not None and found.record.build_id else None
 
     def load(
         self,
