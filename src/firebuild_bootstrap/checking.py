@@ -17,7 +17,7 @@ from firebuild_bootstrap.errors import FirebuildError, MachineError
 from firebuild_bootstrap.image.attestations import damaged_documents
 from firebuild_bootstrap.image.bases import BaseStore
 from firebuild_bootstrap.image.blobs import BlobStore
-from firebuild_bootstrap.image.content_store import ContentStore, files_in
+from firebuild_bootstrap.image.content_store import ContentStore, allow_open_files, files_in
 from firebuild_bootstrap.image.forms import forget_form, kept_forms
 from firebuild_bootstrap.image.layertrees import LayerTrees
 from firebuild_bootstrap.image.names import Reference
@@ -67,7 +67,12 @@ class StoreCheck:
         """What can't be read in this id mapping, for messages."""
 
     def findings(self) -> Iterator[Finding]:
-        """Read everything, and yield what is wrong with it."""
+        """Read everything, and yield what is wrong with it.
+
+        Raises:
+            MachineError: this process may open too few files, which says nothing about the store.
+        """
+        allow_open_files(0)
         for part in (self._blobs, self._bases, self._images, self._layers, self._records, self._drives):
             try:
                 yield from part()

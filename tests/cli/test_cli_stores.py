@@ -428,7 +428,8 @@ def test_a_tree_with_files_of_others_is_removed(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["images", "list"], ["images", "list", "--json"], ["base", "list"], ["du"]]
+    "command",
+    [["images", "list"], ["images", "list", "--json"], ["base", "list"], ["du"], ["store", "check"]],
 )
 def test_a_list_that_could_not_read_the_store_is_no_success(cli: Cli, tree: Path, command: list[str]) -> None:
     Path("Dockerfile").write_text("FROM scratch\n")
@@ -440,6 +441,7 @@ def test_a_list_that_could_not_read_the_store_is_no_success(cli: Cli, tree: Path
         done = subprocess.run(limited, env=environ, capture_output=True, text=True, check=False)
         assert done.returncode == 6, done
         assert "open files" in done.stderr
+        assert "images rm" not in done.stdout
 
 
 def test_what_is_left_out_of_a_list_is_named_and_the_rest_is_shown(cli: Cli) -> None:
