@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
+import pickle
 from dataclasses import FrozenInstanceError, asdict, field, replace
 from typing import Any
 
 import pytest
 
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,42 @@ def test_wrong_arguments_are_refused_by_the_name_of_the_class(wrong: Any) -> Non
         wrong()
 
 
+@dataclasses.dataclass(frozen=True)
+class Usual(Named):
+    more: int = 1
+
+
+class Below(Slotted):
+    def __init__(self, other: bytes) -> None:
+        super().__init__(str(other))
+
+
+@pytest.mark.parametrize(
+    ("made", "parameters"),
+    [
+        (Point, "(x: 'int', y: 'int' = 2, names: 'list[str]' = <class 'list'>, note: 'str' = '')"),
+        (Child, "(*, title: 'str', size: 'int' = 0, parent: 'Named | None' = None)"),
+        (Slotted, "(a: 'str', b: 'int' = 1)"),
+        (Empty, "()"),
+    ],
+)
+def test_parameters_show_before_the_first_instance(made: type, parameters: str) -> None:
+    assert str(inspect.signature(made)) == parameters
+
+
+def test_a_usual_dataclass_can_be_below_one_of_ours() -> None:
+    usual = Usual(1, title="t")
+    assert asdict(usual) == {"title": "t", "size": 0, "more": 1}
+    with pytest.raises(FrozenInstanceError):
+        usual.more = 2  # type: ignore[misc]
+    with pytest.raises(TypeError, match="cannot inherit non-frozen dataclass from a frozen one"):
+        dataclasses.make_dataclass("Changing", ["x"], bases=(Named,))
+
+
+def test_a_class_below_shows_its_own_parameters() -> None:
+    assert [*inspect.signature(Below).parameters] == ["other"]
+
+
 def test_values_are_equal_and_hash_by_the_fields_that_count() -> None:
     assert Named(title="t") == Named(title="t")
     assert hash(Named(title="t")) == hash(Named(title="t"))
@@ -148,7 +186,10 @@ def test_what_has_an_order_is_sorted_by_the_fields_that_count() -> None:
 
 def test_values_are_replaced_copied_and_matched() -> None:
     assert replace(Point(1), y=5) == Point(1, 5)
-    assert copy.copy(Named(title="t")) == Named(title="t")
+    for value in (Named(title="t"), Slotted("a"), Point(1, names=["n"]), Counter("c")):
+        copies = [copy.copy(value), copy.deepcopy(value), pickle.loads(pickle.dumps(value))]
+        assert copies == [value] * 3
+        assert all(one is not value for one in copies)
     match Slotted("a", 3):
         case Slotted(a, b):
             assert (a, b) == ("a", 3)

@@ -56,8 +56,8 @@ from firebuild_bootstrap.solve.reasons import LastBuild
 from firebuild_bootstrap.solve.results import Results, Shared, Start
 from firebuild_bootstrap.solve.schedule import Schedule
 from firebuild_bootstrap.storing import Origin, store
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.service.console import FailureShell

@@ -23,7 +23,7 @@ from firebuild_bootstrap.image.layertrees import LayerTrees
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.store import ImageStore, StoredImage
 from firebuild_bootstrap.layers.tree import file_digest
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.home import Home

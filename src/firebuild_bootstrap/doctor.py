@@ -24,10 +24,10 @@ from firebuild_bootstrap.machine.settings import MachineSettings
 from firebuild_bootstrap.sandbox import IdMode, Sandbox
 from firebuild_bootstrap.sandbox.bwrap import probe
 from firebuild_bootstrap.sizes import human_size
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki import CAError
 from firebuild_pki.display import counted
 from firebuild_pki.preflighting import RowLevel, preflight
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.machine.workspace import BuildDirectory

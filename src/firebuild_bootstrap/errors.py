@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final
 
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 _MAX_REPORTED: Final = 10
 

@@ -17,8 +17,8 @@ from dataclasses import field, fields
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Final, Literal
 
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import escaped
+from firebuild_pki.values import dataclass
 
 SCHEMA: Final = 1
 """Version of what events look like; it grows when a kind or a field goes, or means something else."""

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 from firebuild_bootstrap.errors import FirebuildError, GuestLost
 from firebuild_bootstrap.mmds import IDENTITY_WIPE
-from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import IdentityBlock, IdentityFiles
 from firebuild_pki.display import one_line
 from firebuild_pki.errors import CAError
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.mmds import MetadataWriter

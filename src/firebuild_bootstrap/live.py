@@ -47,8 +47,8 @@ from firebuild_bootstrap.progress import (
 from firebuild_bootstrap.sizes import human_size
 from firebuild_bootstrap.terminal import SafeOutput, Screen, cells, fit, uncoloured, visible_end
 from firebuild_bootstrap.turns import Spool
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted, one_line
+from firebuild_pki.values import dataclass
 
 _RESET: Final = "\x1b[0m"
 _TICK_SECONDS: Final = 0.1

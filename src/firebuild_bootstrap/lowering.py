@@ -45,8 +45,8 @@ from firebuild_bootstrap.request import (
     missing_secret,
     secret_option,
 )
-from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import MAX_MESSAGE_BYTES, AnyCommand, CopyCommand, RunCommand, WorkdirCommand
+from firebuild_pki.values import dataclass
 
 Trees = Callable[[TreeRef], FileTree]
 """Returns the files of a tree."""

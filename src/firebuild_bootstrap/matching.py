@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 _WILDCARDS: Final = frozenset("*?[")
 _SPECIAL: Final = frozenset("*?[]\\")

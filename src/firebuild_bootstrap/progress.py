@@ -36,8 +36,8 @@ from firebuild_bootstrap.events import (
 from firebuild_bootstrap.sizes import human_size
 from firebuild_bootstrap.terminal import SafeOutput, json_text
 from firebuild_bootstrap.turns import InTurn
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import block, one_line
+from firebuild_pki.values import dataclass
 
 BOLD, DIM, RED, GREEN, YELLOW = (f"\x1b[{code}m" for code in (1, 2, 31, 32, 33))
 """Styles of `LineRenderer.line`, ECMA-48 8.3.117."""

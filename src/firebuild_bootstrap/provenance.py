@@ -34,7 +34,7 @@ from firebuild_bootstrap.image.layertrees import ArchiveLayer
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.platforms import host_platform
 from firebuild_bootstrap.solve.keys import inputs_of
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.image.bases import Base

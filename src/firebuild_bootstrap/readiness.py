@@ -17,9 +17,9 @@ from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.config import Healthcheck, ImageConfig
 from firebuild_bootstrap.image.layertrees import Layer
 from firebuild_bootstrap.running import RunRequest, command_of, run_layers
-from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import Attach
 from firebuild_pki.display import counted, escaped, one_line
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.settings import BuildSettings

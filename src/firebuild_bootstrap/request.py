@@ -23,9 +23,9 @@ from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputSpec
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.sizes import split_fields
-from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import MAX_SECRET_BYTES
 from firebuild_pki.display import one_line
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.image.remotecache import CacheSpec

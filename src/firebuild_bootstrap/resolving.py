@@ -29,8 +29,8 @@ from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.layertrees import Layer
 from firebuild_bootstrap.lowering import Beginning, Sent, check_runs, lower, outside
 from firebuild_bootstrap.request import BuildRequest, Secret
-from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import AnyCommand, CacheMount, RunCommand
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.sshagent import SshAgent

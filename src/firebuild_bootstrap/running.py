@@ -34,8 +34,8 @@ from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, IDENTITY_WIPE, MetadataDocu
 from firebuild_bootstrap.mmds.document import UserInfo
 from firebuild_bootstrap.programs import check_address_space
 from firebuild_bootstrap.sandbox import SandboxError
-from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import Attach, RunCommand
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from pathlib import Path

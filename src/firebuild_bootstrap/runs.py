@@ -31,8 +31,8 @@ from firebuild_bootstrap.errors import MALFORMED, InputError, MachineError, reme
 from firebuild_bootstrap.image.content_store import lock_file
 from firebuild_bootstrap.machine.cleanup import LOCK, own
 from firebuild_bootstrap.removal import remove_tree
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted
+from firebuild_pki.values import dataclass
 
 Stream = Literal["stdout", "stderr"]
 

@@ -27,10 +27,10 @@ from firebuild_bootstrap.machine.drivers import DOCTOR, pointing_to_doctor
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument, bootstrap_block
 from firebuild_bootstrap.resolving import Work
 from firebuild_bootstrap.service import BootstrapServer, Limits, Outcome
-from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import RunCommand
 from firebuild_pki import TLSMaterial
 from firebuild_pki.display import one_line
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.service.console import FailureShell

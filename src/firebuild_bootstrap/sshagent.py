@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.guest.agents import AgentSockets, Reply
-from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import MAX_AGENT_MESSAGE, SshMount
 from firebuild_pki.display import one_line
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey

@@ -22,7 +22,7 @@ from firebuild_bootstrap.image.store import ImageLayer, ImageRecord, StoredImage
 from firebuild_bootstrap.layers.tree import copy_file
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.resolving import Resolved
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 _BASE: Final = "base.tar"
 

@@ -20,7 +20,7 @@ from firebuild_bootstrap.events import (
     StepProgress,
     StepStarted,
 )
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 _PIECE: Final = 64 * 1024
 

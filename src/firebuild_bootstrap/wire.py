@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Any, Final
 
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 SERVICE: Final = "proto.RootfsServer"
 MAX_ID: Final = 2**32 - 2

@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, Self
@@ -60,6 +60,7 @@ from firebuild_pki.provider import (
     SignRequest,
     utc_now,
 )
+from firebuild_pki.values import dataclass
 from firebuild_pki.verify import Trust, verify_trust
 from firebuild_pki.worker import Unanswered, Worker
 from firebuild_pki.wrapping import described, named

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import timedelta
 from enum import StrEnum
 from multiprocessing.connection import Connection
@@ -29,6 +29,7 @@ from firebuild_pki.config import CASettings
 from firebuild_pki.connections import traffic
 from firebuild_pki.display import one_line
 from firebuild_pki.errors import CAError
+from firebuild_pki.values import dataclass
 
 HOPELESS: Final = 5
 """Failures one after the other, after which a thread asks no more: the backend is away, or refuses."""
@@ -72,7 +73,7 @@ class Plan:
         return self.count * (2 if self.work is Work.BUILD else 1)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=False, slots=True)
 class Tally:
     """What was done, and what it took.
 

@@ -7,7 +7,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from cryptography import x509
@@ -18,6 +17,7 @@ from cryptography.x509.oid import SignatureAlgorithmOID
 
 from firebuild_pki.errors import MaterialError
 from firebuild_pki.keys import CURVES, LEAF_CURVES, MLDSAPublicKey, kind_of_key
+from firebuild_pki.values import dataclass
 from firebuild_pki.wrapping import one_text
 from firebuild_pki.x509 import fingerprint, to_pem
 

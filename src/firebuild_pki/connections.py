@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from email.utils import parsedate_to_datetime
 from enum import Enum, auto
 from http.client import HTTPResponse
@@ -34,6 +34,7 @@ from urllib3.exceptions import HTTPError, LocationParseError, ProxyError
 from firebuild_pki.display import one_line
 from firebuild_pki.errors import CAError, causes
 from firebuild_pki.homes import open_file, read_small
+from firebuild_pki.values import dataclass
 
 _CUT = "unexpected eof while reading"
 _MOST_ANCHORS: Final = 16 << 20
@@ -373,7 +374,7 @@ def _last_words(chain: Sequence[BaseException]) -> str:
     return "the connection failed"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=False, slots=True)
 class _Traffic:
     """Requests, bytes sent and received, of all connections of this process."""
 

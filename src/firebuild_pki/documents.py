@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Final
 
 from firebuild_pki.display import one_line
 from firebuild_pki.errors import Problem, SettingsError
 from firebuild_pki.positions import KeyPath, Position, kind_of
+from firebuild_pki.values import dataclass
 
 _PREFIX: Final = "FIREBUILD_"
 _MOST_BYTES: Final = 4 << 20

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from firebuild_pki.values import dataclass
 
 _MOST_CAUSES: Final = 100
 

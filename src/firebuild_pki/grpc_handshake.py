@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ from OpenSSL import SSL, crypto
 from firebuild_pki.chain import parse_certificates, read_certificate, signed_with
 from firebuild_pki.errors import CAError, MaterialError
 from firebuild_pki.material import TLSMaterial
+from firebuild_pki.values import dataclass
 from firebuild_pki.x509 import fingerprint
 
 

@@ -15,7 +15,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
@@ -47,6 +47,7 @@ from firebuild_pki.connections import (
 )
 from firebuild_pki.display import counted, one_line
 from firebuild_pki.errors import CAError
+from firebuild_pki.values import dataclass
 
 __all__ = [
     "HTTPAnswer",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -29,6 +29,7 @@ from firebuild_pki.provider import (
     SignRequest,
     TrustBundle,
 )
+from firebuild_pki.values import dataclass
 from firebuild_pki.verify import (
     Expectation,
     Trust,

@@ -10,7 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Any, NoReturn
 from urllib.parse import unquote
@@ -26,6 +26,7 @@ from firebuild_pki.errors import KeyStoreError, ProviderNotFound
 from firebuild_pki.keys import PrivateKey, kind_of_key
 from firebuild_pki.provider import API_VERSION, Clock, ProviderContext, utc_now
 from firebuild_pki.settings import SecretRef
+from firebuild_pki.values import dataclass
 from firebuild_pki.wrapping import as_ca_error, one_text
 
 _URI = re.compile(r"[a-z][a-z0-9+.-]+:", re.ASCII | re.IGNORECASE)

@@ -5,8 +5,6 @@ The musts raise `MaterialError`; the rest is returned as warnings and remarks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -15,6 +13,7 @@ from firebuild_pki.chain import describe, extension_of, serial_of
 from firebuild_pki.display import counted
 from firebuild_pki.errors import MaterialError
 from firebuild_pki.provider import Profile
+from firebuild_pki.values import dataclass
 from firebuild_pki.wrapping import one_text
 from firebuild_pki.x509 import USAGE, alternative_name, usages_of
 

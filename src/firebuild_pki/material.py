@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from firebuild_pki.errors import MaterialError
 from firebuild_pki.provider import Profile
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     import ssl

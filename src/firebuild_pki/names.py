@@ -8,13 +8,13 @@ import re
 import secrets
 import socket
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final, Self
 from urllib.parse import urlsplit
 
 from firebuild_pki.display import one_line
 from firebuild_pki.errors import IdentityError
 from firebuild_pki.provider import Profile
+from firebuild_pki.values import dataclass
 
 MAX_NAME: Final = 253
 """Upper bound of a DNS name in text form, RFC 1035 section 3.1."""

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from shlex import quote
 
 from cryptography import x509
@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from firebuild_pki import homes
 from firebuild_pki.display import counted
 from firebuild_pki.errors import CAError
+from firebuild_pki.values import dataclass
 
 MAX_SIZE = 1024 * 1024
 """More bytes than any bundle of certificates has; protects from a wrong path."""

@@ -14,7 +14,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from importlib.metadata import EntryPoint
@@ -28,6 +27,7 @@ from firebuild_pki import hookspecs
 from firebuild_pki.errors import ProviderConflict, ProviderLoadError, ProviderNotFound
 from firebuild_pki.positions import nearest
 from firebuild_pki.provider import API_VERSION, Capability, ProviderSpec
+from firebuild_pki.values import dataclass
 from firebuild_pki.wrapping import described, harmless, one_text
 
 if TYPE_CHECKING:

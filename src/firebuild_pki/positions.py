@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from firebuild_pki.errors import Problem
+from firebuild_pki.values import dataclass
 
 KeyPath = tuple[str | int, ...]
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from firebuild_pki.errors import ProviderLoadError, UnsupportedOperation
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

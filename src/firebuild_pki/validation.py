@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from firebuild_pki.documents import Document, set_by
 from firebuild_pki.errors import Problem, SettingsError
 from firebuild_pki.positions import KeyPath, closest, kind_of, nearest_setting
 from firebuild_pki.settings import write_duration
+from firebuild_pki.values import dataclass
 from firebuild_pki.wrapping import one_text
 
 ModelT = TypeVar("ModelT", bound=BaseModel)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Final
@@ -56,6 +56,7 @@ from firebuild_pki.rfc5280 import (
     policy_problem,
     requires_policies,
 )
+from firebuild_pki.values import dataclass
 from firebuild_pki.wrapping import one_text
 from firebuild_pki.x509 import usages_of
 

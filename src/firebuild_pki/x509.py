@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
 from urllib.parse import urlsplit
@@ -21,6 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from firebuild_pki.keys import CAPrivateKey, MLDSAPrivateKey, PrivateKey
 from firebuild_pki.provider import Profile
+from firebuild_pki.values import dataclass
 
 MAX_COMMON_NAME = 64
 """Upper bound of a common name, RFC 5280 appendix A (ub-common-name)."""

@@ -13,7 +13,6 @@ import click
 
 from firebuild_bootstrap.cli.screen import beside_head, print_checked, styled
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki import Authority, CAError, Capability, CASettings, TLSMaterial, open_authority
 from firebuild_pki.display import counted, one_line
 from firebuild_pki.preflighting import (
@@ -29,6 +28,7 @@ from firebuild_pki.preflighting import (
     read_bytes,
     read_file,
 )
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_pki.preflighting import PreflightReport, PreflightRow

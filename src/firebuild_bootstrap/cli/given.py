@@ -36,8 +36,8 @@ from firebuild_bootstrap.polling import readable
 from firebuild_bootstrap.request import RemoteContext
 from firebuild_bootstrap.sandbox import Host, Sandbox
 from firebuild_bootstrap.sandbox.idmap import IdMode, single
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.sshagent import SshAgent

@@ -28,8 +28,8 @@ from firebuild_bootstrap.cli.options import (
 )
 from firebuild_bootstrap.cli.output import check_paths, check_stdout, print_json, read_outputs, send
 from firebuild_bootstrap.cli.store import age_of, read_filters
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted, one_line
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.errors import FirebuildError

@@ -17,7 +17,6 @@ from firebuild_bootstrap.cli.ca_display import read_named, report_wait
 from firebuild_bootstrap.cli.options import read_duration
 from firebuild_bootstrap.cli.screen import beside_head
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki import (
     Authority,
     CAError,
@@ -30,6 +29,7 @@ from firebuild_pki import (
 )
 from firebuild_pki.display import one_line
 from firebuild_pki.preflighting import CertificateFacts, certificates_of
+from firebuild_pki.values import dataclass
 
 _PRIVATE = 0o600
 _PUBLIC = 0o644

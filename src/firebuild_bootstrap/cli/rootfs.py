@@ -33,8 +33,8 @@ from firebuild_bootstrap.cli.options import (
 from firebuild_bootstrap.cli.output import check_paths, guarded_stderr, read_outputs, send, stdout_to_show
 from firebuild_bootstrap.cli.registries import read_policy
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted, one_line
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.cli.failure import Interrupts

@@ -24,9 +24,9 @@ from firebuild_bootstrap.cli.options import (
 )
 from firebuild_bootstrap.cli.output import print_json
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted, one_line
 from firebuild_pki.homes import read_small
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.home import Home

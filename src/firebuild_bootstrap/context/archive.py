@@ -19,8 +19,8 @@ from firebuild_bootstrap.layers.compression import decompressed
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader, starts_like_tar
 from firebuild_bootstrap.layers.tar import BLOCK, PIECE
 from firebuild_bootstrap.layers.tar import Entry as Member
-from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import MAX_ID
+from firebuild_pki.values import dataclass
 
 _BROKEN: Final[tuple[type[Exception], ...]] = (DamagedArchive, OSError)
 

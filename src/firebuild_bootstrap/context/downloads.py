@@ -28,7 +28,6 @@ from firebuild_bootstrap.dockerfile.operations import file_name, redacted
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.transfers import answer_of
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.addresses import joined, proxy_for
 from firebuild_pki.connections import (
     BY_PROXY,
@@ -46,6 +45,7 @@ from firebuild_pki.connections import (
     wrapped,
 )
 from firebuild_pki.display import counted, one_line
+from firebuild_pki.values import dataclass
 
 _CHUNK: Final = 1024 * 1024
 _ELSEWHERE: Final = "download it another way, and build with the file"

@@ -16,9 +16,9 @@ from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.reader import FIRST_TIME_NS, LAST_TIME_NS
 from firebuild_bootstrap.layers.tree import is_kept
-from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import CHUNK_BYTES
 from firebuild_pki.display import counted
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

@@ -28,8 +28,8 @@ from firebuild_bootstrap.layers.tree import members
 from firebuild_bootstrap.programs import LimitExceeded, NotStarted, run_program
 from firebuild_bootstrap.removal import remove_tree
 from firebuild_bootstrap.sizes import human_size
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted, one_line
+from firebuild_pki.values import dataclass
 
 # The name of a commit, or how it begins.
 _COMMIT: Final = re.compile("[0-9a-f]{4,64}")

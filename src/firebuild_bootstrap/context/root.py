@@ -14,7 +14,7 @@ from typing import BinaryIO, Final
 
 from firebuild_bootstrap.context.entries import attributes_of
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 # As many links as Linux follows for one path (path_resolution(7)).
 _MAX_LINKS: Final = 40

@@ -29,7 +29,7 @@ from firebuild_bootstrap.layers.tar import (
     SYMLINK,
     Entry,
 )
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

@@ -22,7 +22,7 @@ from firebuild_bootstrap.dockerfile.syntax import MOST_TEXT
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.matching import Automaton, BadPattern, IgnorePattern
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 MOST_WILD: Final = 10_000
 """Patterns with wildcards of one ignore file: each path is compared with all of them."""

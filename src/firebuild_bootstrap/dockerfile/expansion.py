@@ -16,8 +16,8 @@ from typing import Final
 from firebuild_bootstrap.dockerfile.syntax import Instruction, short
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.matching import BadPattern, Pattern
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted
+from firebuild_pki.values import dataclass
 
 MAX_WORD: Final = 1024 * 1024
 _MAX_NESTED: Final = 50  # the lexer recurses, and so could exhaust the stack of Python

@@ -16,7 +16,7 @@ from typing import Any
 
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.image.config import ImageConfig
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 # --- trees that files come from -----------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from firebuild_bootstrap.dockerfile.graph import Diagnostic
 from firebuild_bootstrap.dockerfile.syntax import DIRECTIVE, Instruction, ParsedDockerfile, guess
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.sizes import parse_bool
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 MOST_SHOWN: Final = 1000
 """Warnings that are shown of one Dockerfile; of more only the number is."""

@@ -27,8 +27,8 @@ from firebuild_bootstrap.dockerfile.graph import (
 from firebuild_bootstrap.dockerfile.syntax import Flags, Instruction, guess, short
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.sizes import parse_bool, parse_size, split_fields
-from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import MAX_ID, absolute
+from firebuild_pki.values import dataclass
 
 _TYPES: Final = ("bind", "cache", "tmpfs", "secret", "ssh")
 _ALIASES: Final = {

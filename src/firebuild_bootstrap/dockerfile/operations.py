@@ -34,8 +34,8 @@ from firebuild_bootstrap.dockerfile.syntax import Flags, Instruction, read_flags
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.matching import BadPattern, IgnorePattern
 from firebuild_bootstrap.sizes import parse_bool
-from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import absolute
+from firebuild_pki.values import dataclass
 
 _OCTAL: Final = re.compile(r"0*[0-7]{1,4}")
 _SYMBOLIC: Final = re.compile(r"[ugoa]*([-+=]([rwxXst]*|[ugo]))+(,[ugoa]*([-+=]([rwxXst]*|[ugo]))+)*")

@@ -15,8 +15,8 @@ from firebuild_bootstrap.dockerfile.graph import Diagnostic, Step, TreeRef
 from firebuild_bootstrap.dockerfile.lint import Lint
 from firebuild_bootstrap.dockerfile.syntax import Instruction, short
 from firebuild_bootstrap.image.config import ImageConfig
-from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import DEFAULT_PATH
+from firebuild_pki.values import dataclass
 
 # Usable in RUN without an ARG, and never part of the image.
 PROXY_ARGS: Final = frozenset(

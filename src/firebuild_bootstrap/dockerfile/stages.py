@@ -51,7 +51,7 @@ from firebuild_bootstrap.errors import InputError, InputErrors, Location
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.platforms import host_platform, normal_platform
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 # Reading one reads those that it needs; so do all who walk from a stage to those.
 _MOST_NESTED: Final = 64

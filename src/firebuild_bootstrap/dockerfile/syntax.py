@@ -22,7 +22,7 @@ from e2b_dockerfile_utils import (
 
 from firebuild_bootstrap.dockerfile.graph import Diagnostic
 from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError, Location
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 KEYWORDS: Final = (
     "ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL", "MAINTAINER",

@@ -16,7 +16,7 @@ from dataclasses import field
 from typing import Any
 
 from firebuild_bootstrap.layers.root import Metadata, Root
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 from .errors import GuestExit, InputError, StepError
 from .users import Identity, Users

@@ -16,8 +16,8 @@ from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.apply import DEEPEST, ENTRY_BYTES, REMEMBERED
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader, Limits
 from firebuild_bootstrap.layers.root import Metadata, Owner, Root, make_link, set_metadata, settle
-from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import MAX_ID
+from firebuild_pki.values import dataclass
 
 from .errors import ProtocolError, StepError
 from .users import Users, check_mapped, parse_mode

@@ -18,7 +18,7 @@ from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.apply import apply
 from firebuild_bootstrap.layers.root import Root, remove_directory, unseen
 from firebuild_bootstrap.layers.tree import TreeSource, tree_entries
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 from .agents import AgentSockets, Ask
 from .caches import Caches

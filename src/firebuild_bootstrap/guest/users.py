@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 
 from firebuild_bootstrap.layers.root import Root
-from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import MAX_ID
+from firebuild_pki.values import dataclass
 
 from .errors import StepError
 

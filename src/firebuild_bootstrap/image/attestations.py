@@ -24,7 +24,7 @@ from firebuild_bootstrap.image.content_store import write_whole
 from firebuild_bootstrap.image.oci import CONFIG, Descriptor, Index, Manifest, canonical
 from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.sizes import parse_bool, split_fields
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.image.blobs import BlobStore

@@ -22,7 +22,7 @@ from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputType
 from firebuild_bootstrap.image.store import ImageSource, ImageStore, StoredImage
 from firebuild_bootstrap.image.trees import PackedFile, Trees, file_size
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 _ARCHIVE: Final = "rootfs.tar"
 Pull = Callable[[Reference], StoredImage | None]

@@ -34,8 +34,8 @@ from firebuild_bootstrap.image.content_store import (
     write_whole,
 )
 from firebuild_bootstrap.layers.tar import write_all
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted
+from firebuild_pki.values import dataclass
 
 DIGEST: Final = re.compile("sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 """Those that can be verified (image-spec, descriptor.md, "Registered algorithms")."""

@@ -7,7 +7,7 @@ from dataclasses import field
 from typing import Any, Final, TypeGuard
 
 from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 _HEALTH_NUMBERS: Final = {
     "Interval": "interval_ns",

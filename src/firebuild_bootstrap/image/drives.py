@@ -33,7 +33,7 @@ from firebuild_bootstrap.image.trees import Trees, allocated
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.removal import remove_tree
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 _DRIVE: Final = "snapshot.ext4"
 _LAYERS: Final = "layers"

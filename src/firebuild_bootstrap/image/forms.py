@@ -25,7 +25,7 @@ from firebuild_bootstrap.image.content_store import SPACE, lock_file, sync, sync
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType, export_tree
 from firebuild_bootstrap.image.trees import Tree, Trees
 from firebuild_bootstrap.sizes import checked_size
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 _LOCK: Final = "forms.lock"
 _MAKING: Final = "making-"

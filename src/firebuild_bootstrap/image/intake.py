@@ -33,8 +33,8 @@ from firebuild_bootstrap.image.trees import DamagedArchiveError, file_size
 from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.layers.reader import DamagedArchive
 from firebuild_bootstrap.layers.tar import Hashed
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted, one_line
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.image.layouts import ImageInFiles

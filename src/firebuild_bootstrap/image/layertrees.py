@@ -39,7 +39,7 @@ from firebuild_bootstrap.image.oci import Descriptor
 from firebuild_bootstrap.image.trees import Tree, Trees, allocated, tree_of
 from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.sandbox import IdMap
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 # Raised where trees that exist would come out otherwise now.
 _FORM: Final = 1

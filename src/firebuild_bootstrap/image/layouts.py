@@ -57,8 +57,8 @@ from firebuild_bootstrap.layers.tar import (
     Sink,
     write_all,
 )
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted, one_line
+from firebuild_pki.values import dataclass
 
 _LAYOUT: Final = "oci-layout"
 _INDEX: Final = "index.json"

@@ -12,9 +12,9 @@ from typing import Final, NoReturn
 import platformdirs
 
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki import homes
 from firebuild_pki.display import counted, one_line
+from firebuild_pki.values import dataclass
 
 # The grammar of references (github.com/distribution/reference, reference.go). Character classes are spelled
 # out, because Python's \w and \d also mean letters and digits of other scripts.

@@ -18,8 +18,8 @@ from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError
 from firebuild_bootstrap.image.blobs import DIGEST, NOT_AS_ANNOUNCED, BlobError, digest_of
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.platforms import Platform
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted, one_line
+from firebuild_pki.values import dataclass
 
 MAX_DOCUMENT: Final = 4 * 1024 * 1024
 """Bytes of a manifest, an index or a configuration; registries take no more (distribution spec, "Push")."""

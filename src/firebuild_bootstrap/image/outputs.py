@@ -20,8 +20,8 @@ from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.image.worker.readonly import PROGRAMS
 from firebuild_bootstrap.layers.tree import copy_file
 from firebuild_bootstrap.sizes import parse_size, split_fields
-from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import DEFAULT_PATH
+from firebuild_pki.values import dataclass
 
 _FORM: Final = (
     "ext4, erofs, squashfs, tar, dir, oci, docker or registry, with ,dest=PATH and (ext4) ,size=2GiB or "

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 # What `uname -m` says, where that is not an alias anyway.
 _MACHINES: Final = {"armv7l": "arm/v7", "armv6l": "arm/v6", "i686": "386"}

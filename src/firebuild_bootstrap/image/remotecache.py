@@ -33,8 +33,8 @@ from firebuild_bootstrap.image.oci import (
     parse_manifest,
 )
 from firebuild_bootstrap.sizes import split_fields
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted, one_line
+from firebuild_pki.values import dataclass
 
 RECORDS: Final = "application/vnd.firebuild.cache.records.v1+json"
 """Media type of the configuration. Another number where a reader of today could not read it."""

@@ -35,7 +35,7 @@ from firebuild_bootstrap.image.outputs import Artifact, OutputType
 from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.sizes import checked_size
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 _CONFIGURATION: Final = "configuration.json"
 

@@ -21,8 +21,8 @@ from firebuild_bootstrap.layers.tar import LayerError
 from firebuild_bootstrap.layers.tree import members
 from firebuild_bootstrap.removal import remove_tree
 from firebuild_bootstrap.sandbox import Bind, IdMode, Runtime, Sandbox, find_runtime
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
+from firebuild_pki.values import dataclass
 
 _TREE: Final = "/tree"
 _OTHER: Final = "/other"

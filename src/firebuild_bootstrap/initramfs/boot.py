@@ -15,7 +15,7 @@ from typing import Final, Self
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.guest.init_settings import PREFIX
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 # Without it, a kernel under software emulation measures its clock, and now and then never ends doing so.
 EMULATED: Final = ("tsc_early_khz=2600000",)

@@ -10,8 +10,8 @@ import stat
 from collections.abc import Iterable
 from typing import IO, Final
 
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted
+from firebuild_pki.values import dataclass
 
 _MAGIC: Final = b"070701"
 _TRAILER: Final = "TRAILER!!!"

@@ -28,8 +28,8 @@ from firebuild_bootstrap.initramfs.libraries import LibraryFinder
 from firebuild_bootstrap.initramfs.modules import ModuleSet, read_modules
 from firebuild_bootstrap.initramfs.runtime import PythonRuntime, compile_sources, find_python
 from firebuild_bootstrap.programs import LimitExceeded, run_program
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.homes import open_file
+from firebuild_pki.values import dataclass
 
 MACHINES: Final = ("x86_64", "aarch64")
 _LAYOUT: Final = 1  # raised when the same inputs give another archive

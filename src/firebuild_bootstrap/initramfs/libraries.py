@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 _MAGIC: Final = b"\x7fELF"
 _HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")

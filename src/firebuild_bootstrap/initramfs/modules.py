@@ -10,8 +10,8 @@ from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.initramfs.libraries import ElfError, read_modinfo
 from firebuild_bootstrap.layers.compression import decompress
 from firebuild_bootstrap.layers.reader import DamagedArchive
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.homes import absolute, open_file
+from firebuild_pki.values import dataclass
 
 # One of the two buses is enough; the file systems may be compiled in; the last feeds the random numbers.
 _NEEDED: Final = ("virtio_blk", "virtio_net")

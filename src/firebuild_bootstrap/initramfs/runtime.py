@@ -15,12 +15,14 @@ import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Final
 
 import firebuild_bootstrap
+import firebuild_pki
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.programs import LimitExceeded, run_program
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 # A process of its own that always does the same: what is shared and interned shows in compiled code.
 _WORKER: Final = """
@@ -52,17 +54,18 @@ _ENCODINGS: Final = re.compile(
     r"__init__|aliases|ascii|latin_1|utf_.*|idna|punycode|.*escape|undefined|.*_codec|charmap|cp437"
 )
 _OWN: Final = (
-    "__init__.py",
-    "locales.py",
-    "polling.py",
-    "messages.py",
-    "values.py",
-    "wire.py",
-    "_proto",
-    "guest",
-    "layers",
-    "legacy/__init__.py",
-    "legacy/old_server.py",
+    "firebuild_pki/__init__.py",
+    "firebuild_pki/values.py",
+    "firebuild_bootstrap/__init__.py",
+    "firebuild_bootstrap/locales.py",
+    "firebuild_bootstrap/polling.py",
+    "firebuild_bootstrap/messages.py",
+    "firebuild_bootstrap/wire.py",
+    "firebuild_bootstrap/_proto",
+    "firebuild_bootstrap/guest",
+    "firebuild_bootstrap/layers",
+    "firebuild_bootstrap/legacy/__init__.py",
+    "firebuild_bootstrap/legacy/old_server.py",
 )
 _PACKAGES: Final = ("grpc", "google.protobuf", "google._upb")
 _MODULES: Final = ("typing_extensions",)
@@ -178,10 +181,16 @@ def _extensions() -> Iterator[RuntimeFile]:
 
 
 def _own() -> Iterator[RuntimeFile]:
-    root = Path(firebuild_bootstrap.__file__).resolve().parent
+    roots = {root.name: root for root in map(_folder, (firebuild_bootstrap, firebuild_pki))}
     for name in _OWN:
-        found = [root / name] if name.endswith(".py") else [*_sources(root / name)]
-        yield from (RuntimeFile(f"{root.name}/{path.relative_to(root)}", path) for path in found)
+        package, _, inner = name.partition("/")
+        root = roots[package]
+        found = [root / inner] if name.endswith(".py") else [*_sources(root / inner)]
+        yield from (RuntimeFile(f"{package}/{path.relative_to(root)}", path) for path in found)
+
+
+def _folder(package: ModuleType) -> Path:
+    return Path(package.__file__ or "").resolve().parent
 
 
 def _packages() -> Iterator[RuntimeFile]:

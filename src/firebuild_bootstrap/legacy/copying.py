@@ -29,7 +29,7 @@ from firebuild_bootstrap.context.entries import (
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.guest.users import parse_mode
 from firebuild_bootstrap.layers import tar
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 from .scripts import lines, words
 

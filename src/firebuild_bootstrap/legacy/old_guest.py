@@ -23,7 +23,7 @@ from firebuild_bootstrap.context.entries import Resource
 from firebuild_bootstrap.errors import FirebuildError, GuestLost, InputError, StepFailed
 from firebuild_bootstrap.service.reporting import Outcome, failure, why
 from firebuild_bootstrap.service.session import Session, StepEvents
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 from . import copying, scripts
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerSink
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.machine.workspace import BuildDirectory

@@ -34,9 +34,9 @@ from firebuild_bootstrap.layers.tar import LayerError, write_all
 from firebuild_bootstrap.machine.base import FINISHED, GuestOptions, Machine, Taken
 from firebuild_bootstrap.machine.console import keep_console
 from firebuild_bootstrap.machine.workspace import BuildDirectory
-from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import CacheMount
 from firebuild_pki.display import counted
+from firebuild_pki.values import dataclass
 
 VM_CACHES: Final = "cache-mounts/vm"
 """Where drives of cache mounts are kept, in the directory of the store."""

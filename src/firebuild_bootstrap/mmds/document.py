@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.mmds.store import STORE_LIMIT, size_of
-from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import BootstrapBlock, IdentityBlock
 from firebuild_pki.display import counted
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_pki import TLSMaterial

@@ -19,7 +19,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from firebuild_bootstrap.mmds.store import DataStore, ResourceNotFound, compact_json
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 MAX_REQUEST_BYTES: Final = 2500
 TOKEN_PATH: Final = "/latest/api/token"  # noqa: S105 - a path

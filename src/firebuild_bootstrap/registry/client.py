@@ -24,9 +24,9 @@ from firebuild_bootstrap.registry.answers import (
     shown_url,
 )
 from firebuild_bootstrap.registry.transport import Readable, Registry, Response
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.addresses import joined
 from firebuild_pki.display import counted, one_line
+from firebuild_pki.values import dataclass
 
 _ACCEPT: Final = {"Accept": ", ".join(ACCEPTED)}
 _RANGE: Final = re.compile(r"bytes (\d{1,18})-\d{1,18}/(?:\d{1,18}|\*)")

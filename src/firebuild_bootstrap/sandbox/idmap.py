@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import MachineError
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 # Of one map; user_namespaces(7): it is written at once, in fewer bytes than a page has.
 _MAX_RANGES: Final = 340

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Final
 
 import firebuild_bootstrap
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 _SYSTEM: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store")
 _SETTINGS: Final = ("ld.so.cache", "resolv.conf", "hosts", "nsswitch.conf", "alternatives")
 # What vminit and the workers import; looked for where a whole directory must not be shown.
-_PACKAGES: Final = ("firebuild_bootstrap", "grpc", "google", "typing_extensions.py")
+_PACKAGES: Final = ("firebuild_bootstrap", "firebuild_pki", "grpc", "google", "typing_extensions.py")
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from firebuild_bootstrap.errors import BuildTimeout, FirebuildError, GuestLost
-from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import MAX_MESSAGE_BYTES
 from firebuild_pki.display import counted
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.bootstrap_settings import BootstrapSettings

@@ -40,9 +40,9 @@ from firebuild_bootstrap.service.tls import (
     handshake_problem,
     server_context,
 )
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki import TLSMaterial, parse_certificates, signed_with
 from firebuild_pki.display import counted
+from firebuild_pki.values import dataclass
 
 logger: Final = logging.getLogger("firebuild.service")
 _LINGER_SECONDS: Final = 5.0

@@ -12,8 +12,8 @@ from typing import Final, Literal
 from firebuild_bootstrap.errors import FirebuildError, InputError, StepFailed
 from firebuild_bootstrap.events import Event, EventSink, Notice, PeerRefused, StepOutput
 from firebuild_bootstrap.service.tls import NO_CERTIFICATE, PeerCertificate
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import block, counted, error_text, one_line
+from firebuild_pki.values import dataclass
 
 logger: Final = logging.getLogger("firebuild.service")
 # Of a step that exceeds the limit, its end: where the error stands.

@@ -20,8 +20,8 @@ from firebuild_bootstrap.service.reporting import (
     failure,
 )
 from firebuild_bootstrap.service.tls import WRONG_GUEST, PeerCertificate
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted
+from firebuild_pki.values import dataclass
 
 _PIECE_BYTES: Final = 256 * 1024
 _LONGEST: Final = 366 * 24 * 3600.0

@@ -14,9 +14,9 @@ from OpenSSL import SSL, crypto
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.errors import FirebuildError
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki import TLSMaterial, parse_certificates, read_certificate
 from firebuild_pki.display import one_line
+from firebuild_pki.values import dataclass
 
 WRONG_GUEST: Final = "its certificate is not the one that was issued for this build"
 _MAX_SUBJECT: Final = 256

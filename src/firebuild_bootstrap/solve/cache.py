@@ -39,7 +39,7 @@ from firebuild_bootstrap.image.content_store import lock_file, place_of, unusabl
 from firebuild_bootstrap.image.layertrees import ALTERED, LayerTrees
 from firebuild_bootstrap.image.trees import allocated
 from firebuild_bootstrap.sizes import checked_size
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 ID: Final = re.compile("[0-9a-f]{16}-[0-9a-f]{16}")
 KEY: Final = re.compile("[0-9a-f]{64}")

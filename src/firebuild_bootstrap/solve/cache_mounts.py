@@ -17,7 +17,7 @@ from typing import Final
 
 from firebuild_bootstrap.image.content_store import files_in, try_lock
 from firebuild_bootstrap.image.trees import allocated
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 _MAX_ID: Final = 4096
 

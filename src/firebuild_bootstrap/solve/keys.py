@@ -47,7 +47,7 @@ from firebuild_bootstrap.dockerfile.graph import (
 )
 from firebuild_bootstrap.dockerfile.operations import split_login
 from firebuild_bootstrap.lowering import Place
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 _FORM: Final = "firebuild-3"
 """Has to change when the same operation comes to have another result."""

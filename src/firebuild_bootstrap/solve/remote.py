@@ -43,8 +43,8 @@ from firebuild_bootstrap.registry.pull import Registries
 from firebuild_bootstrap.solve.cache import ID, KEY, LINKED, MAX_TEXT, Cache, Entry, above
 from firebuild_bootstrap.solve.keys import Parts
 from firebuild_bootstrap.transfers import side_by_side
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted, one_line
+from firebuild_pki.values import dataclass
 
 _PARENT: Final = re.compile("[0-9a-z:+-]{0,8192}")
 _DIFF_ID: Final = re.compile("sha256:[0-9a-f]{64}")

@@ -26,7 +26,7 @@ from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.sandbox import IdMap, Sandbox
 from firebuild_bootstrap.solve.cache import Cache, Entry
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 _FILE: Final = "plan"
 

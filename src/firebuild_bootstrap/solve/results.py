@@ -42,7 +42,7 @@ from firebuild_bootstrap.solve.cache import LINKED, Cache, Entry, above, new_id
 from firebuild_bootstrap.solve.inputs import takes_files
 from firebuild_bootstrap.solve.keys import Parts, StageKeys, inputs_of
 from firebuild_bootstrap.solve.rescue import Plan, PlannedStep
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.solve.remote import RemoteCaches

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, NoReturn, TypeVar
@@ -35,6 +35,7 @@ from firebuild_pki.provider import (
     SignRequest,
     TrustBundle,
 )
+from firebuild_pki.values import dataclass
 from firebuild_pki.verify import public_key_bytes
 from firebuild_pki.worker import Worker
 from firebuild_pki.wrapping import provider_errors

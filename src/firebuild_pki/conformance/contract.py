@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NoReturn, TypeVar
 
@@ -17,6 +16,7 @@ import pytest
 from firebuild_pki.conformance.watching import restored
 from firebuild_pki.errors import CAError, ProviderConflict, ProviderLoadError, ProviderNotFound
 from firebuild_pki.keys import KeyType
+from firebuild_pki.values import dataclass
 
 CheckT = TypeVar("CheckT", bound=Callable[..., None])
 

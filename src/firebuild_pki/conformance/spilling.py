@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 from unittest import mock
 from urllib.parse import quote, quote_plus
@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from firebuild_pki.conformance.bench import Bench
 from firebuild_pki.conformance.contract import Violation
 from firebuild_pki.settings import SecretRef
+from firebuild_pki.values import dataclass
 
 MIN_LENGTH = 8
 """A shorter text may stand anywhere by chance."""
@@ -125,7 +126,7 @@ def encodings(data: bytes) -> Iterator[tuple[str, str]]:
             yield "base64", whole[(before * 8 + 5) // 6 : -1]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=False, slots=True)
 class Record:
     """What was logged and raised."""
 

@@ -26,11 +26,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, TextIO
 from unittest import mock
 from weakref import WeakSet
+
+from firebuild_pki.values import dataclass
 
 _FILES = ("stat", "lstat", "access", "open", "listdir", "scandir", "readlink", "mkdir", "rmdir", "unlink")
 _CHANGES = ("remove", "rename", "replace", "link", "symlink", "chmod", "chown", "utime", "truncate", "system")
@@ -104,7 +106,7 @@ class WrittenFile:
     text: str = field(repr=False)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=False, slots=True)
 class Traces:
     """What was done while it was traced; complete when that is over.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from datetime import datetime
 from typing import Any, Final
 
@@ -54,6 +54,7 @@ from firebuild_pki.pem_files import (
 )
 from firebuild_pki.preflighting.report import PreflightRow, RowLevel, ok, skipped, warning
 from firebuild_pki.provider import Profile, TrustBundle
+from firebuild_pki.values import dataclass
 from firebuild_pki.verify import (
     Expectation,
     Trust,
@@ -299,7 +300,7 @@ class Inspection:
 _MAY_BE_WRONG: Final = "the passphrase may be wrong"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=False, slots=True)
 class _Found:
     """What was read of one file."""
 

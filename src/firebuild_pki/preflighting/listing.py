@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
 from firebuild_pki.errors import CAError
 from firebuild_pki.plugins import InstalledPlugin, PluginCatalog
+from firebuild_pki.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

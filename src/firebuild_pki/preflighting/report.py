@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from enum import StrEnum
 from typing import Any
 
 from firebuild_pki.errors import CAError, IdentityError, SettingsError
 from firebuild_pki.provider import Note, NoteLevel
+from firebuild_pki.values import dataclass
 
 
 class RowLevel(StrEnum):

@@ -7,7 +7,7 @@ import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import cast
 
@@ -36,6 +36,7 @@ from firebuild_pki.preflighting.report import (
 )
 from firebuild_pki.provider import Capability, Clock, Profile, SignRequest, utc_now
 from firebuild_pki.settings import SecretRef
+from firebuild_pki.values import dataclass
 from firebuild_pki.x509 import Validity, make_csr, make_leaf, make_root, to_pem
 
 HANDSHAKE_TIMEOUT = timedelta(seconds=10)

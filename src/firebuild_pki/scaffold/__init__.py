@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePath
@@ -20,6 +20,7 @@ from string import Template
 from firebuild_pki.errors import CAError
 from firebuild_pki.plugins import PluginCatalog
 from firebuild_pki.provider import API_VERSION, RESERVED_NAMES
+from firebuild_pki.values import dataclass
 
 PREFIX = "firebuild-pki-"
 """What the names of distributions begin with."""

@@ -19,7 +19,7 @@ from firebuild_bootstrap.layers.tree import copy_file
 from firebuild_bootstrap.machine.external.targets import Note, OutsideFile
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.sandbox import Bind
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 _OFFSET: Final = 1024
 _FIELDS: Final = struct.Struct("<44x I 4x H 2x H H 36x I")  # s_mtime, s_mnt_count, s_magic, s_state, incompat

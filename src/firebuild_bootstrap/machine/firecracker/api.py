@@ -16,8 +16,8 @@ from typing import Any, Final
 from firebuild_bootstrap.errors import MALFORMED, MachineError
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
 from firebuild_bootstrap.mmds.store import compact_json
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.connections import BoundedResponse
+from firebuild_pki.values import dataclass
 
 # The one path whose bodies Firecracker never writes to its log.
 SECRET_PATH: Final = "/mmds"  # noqa: S105 - a path

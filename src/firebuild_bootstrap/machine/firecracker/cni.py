@@ -21,9 +21,9 @@ from firebuild_bootstrap.machine.firecracker.network import Link, Network, guest
 from firebuild_bootstrap.machine.firecracker.settings import NetworkSettings
 from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.programs import LimitExceeded, NotStarted, run_program
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 from firebuild_pki.homes import absolute
+from firebuild_pki.values import dataclass
 
 _INTERFACE: Final = "eth0"
 _NAMESPACES: Final = Path("/run/netns")

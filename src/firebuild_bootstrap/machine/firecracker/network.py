@@ -19,7 +19,7 @@ from firebuild_bootstrap.initramfs import StaticAddress
 from firebuild_bootstrap.machine.firecracker.settings import NetworkSettings
 from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.programs import LimitExceeded, run_program
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 _SEARCH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 _NET: Final = Path("/sys/class/net")

@@ -23,8 +23,8 @@ from firebuild_bootstrap.machine.firecracker.process import ForeignProcess, Proc
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings, JailerSettings
 from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.programs import LimitExceeded, run_program
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.homes import absolute
+from firebuild_pki.values import dataclass
 
 _SOCKET: Final = "api.sock"
 _STAT: Final = "firecracker.stat"

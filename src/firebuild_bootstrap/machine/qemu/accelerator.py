@@ -21,8 +21,8 @@ from firebuild_bootstrap.machine.kvm import KVM, how_to_open
 from firebuild_bootstrap.machine.qemu.command import Accelerator, Hardware, Program, bare_command
 from firebuild_bootstrap.machine.qemu.namespace import HandedFile, MachineNamespace, path_of
 from firebuild_bootstrap.sandbox import Runtime, Sandbox
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import counted
+from firebuild_pki.values import dataclass
 
 # The kernel finds no root file system there, so this is the last that it does.
 _MARKER: Final = "Kernel panic - not syncing: VFS:"

@@ -11,7 +11,7 @@ from typing import Final
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.sandbox import Bind
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 PROGRAM: Final = "qemu-system-x86_64"
 # The guest's network: this machine's loopback interface is at the address of the metadata service.

@@ -11,8 +11,8 @@ from typing import Final
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.initramfs.modules import module_directories
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.homes import absolute, open_file
+from firebuild_pki.values import dataclass
 
 _HOW: Final = (
     "on Debian: `apt-get download` the linux-image package that `apt-cache depends "

@@ -15,7 +15,7 @@ from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.guest.kernel import receive_descriptors
 from firebuild_bootstrap.machine.qemu.holder import FIRST_FILE, READY
 from firebuild_bootstrap.sandbox import Bind, Runtime, Sandbox
-from firebuild_bootstrap.values import dataclass
+from firebuild_pki.values import dataclass
 
 _HOLDER: Final = "firebuild_bootstrap.machine.qemu.holder"
 _START_SECONDS: Final = 60.0

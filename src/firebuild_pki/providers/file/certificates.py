@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 
@@ -44,6 +43,7 @@ from firebuild_pki.pem_files import (
 from firebuild_pki.provider import ProviderContext
 from firebuild_pki.providers.file.settings import FileSettings
 from firebuild_pki.settings import SecretRef
+from firebuild_pki.values import dataclass
 from firebuild_pki.verify import public_key_bytes
 
 _MOST_PATHS = 64

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
@@ -28,6 +27,7 @@ from firebuild_pki.providers.file.certificates import (
     must_be_valid,
 )
 from firebuild_pki.providers.file.settings import FileSettings
+from firebuild_pki.values import dataclass
 from firebuild_pki.verify import Expectation, Trust, verify_certificate
 from firebuild_pki.x509 import USAGE, to_pem
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 
@@ -52,6 +52,7 @@ from firebuild_pki.providers.file.certificates import (
 from firebuild_pki.providers.file.pairs import ReadyPairs, load_ready_pairs
 from firebuild_pki.providers.file.settings import FileSettings, Mode, mode_of, notes_about
 from firebuild_pki.rfc5280 import authority_problem, name_problem, policy_problem, restricts_subjects
+from firebuild_pki.values import dataclass
 from firebuild_pki.verify import Expectation, Trust, verify_certificate
 from firebuild_pki.x509 import USAGE, Issuer, Validity, make_leaf, to_pem
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from cryptography import x509
@@ -20,6 +19,7 @@ from firebuild_pki.providers.vault.nodes import Budget, HintContext, hint_for, r
 from firebuild_pki.providers.vault.session import Session
 from firebuild_pki.providers.vault.settings import VaultSettings
 from firebuild_pki.providers.vault.transport import Answer
+from firebuild_pki.values import dataclass
 from firebuild_pki.x509 import to_pem, usages_of
 
 FLAGS = {

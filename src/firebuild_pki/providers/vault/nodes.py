@@ -16,12 +16,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from itertools import count
 
 from firebuild_pki.errors import ProviderError
 from firebuild_pki.http import HTTPFailure, backoff
 from firebuild_pki.providers.vault.transport import Answer, Request, Transport
+from firebuild_pki.values import dataclass
 
 _NAMES = (
     "allow the name on the role {role}: allowed_domains with the ca.name_suffix of this build, and "
@@ -188,7 +189,7 @@ class Budget:
         return min(self.timing.timeout, max(left, 1.0))
 
 
-@dataclass(slots=True)
+@dataclass(frozen=False, slots=True)
 class Nodes:
     """The nodes of one cluster; the one that answered last is asked first.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from firebuild_pki.connections import tls_context
@@ -22,6 +22,7 @@ from firebuild_pki.providers.vault.settings import (
 )
 from firebuild_pki.providers.vault.transport import Answer, Request, Transport
 from firebuild_pki.settings import SecretRef
+from firebuild_pki.values import dataclass
 
 HINTS = {
     "approle": "the role id or the secret id is wrong, used up or expired, or not for this address: "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from json import dumps
 from typing import Any, Final
@@ -19,6 +19,7 @@ from hvac.adapters import RawAdapter
 
 from firebuild_pki.http import HTTPAnswer, HTTPClient, HTTPFailure, TlsFault, is_safe
 from firebuild_pki.providers.vault.settings import base_of
+from firebuild_pki.values import dataclass
 
 MAX_ANSWER = 4 << 20
 """Bytes; a chain of CA certificates takes a few thousand."""

@@ -11,7 +11,10 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Callable, Iterator
-from typing import Any, Final, NoReturn, TypeVar, dataclass_transform, overload
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, dataclass_transform, overload
+
+if TYPE_CHECKING:
+    import inspect
 
 _T = TypeVar("_T")
 _ORDER: Final = (operator.lt, operator.le, operator.gt, operator.ge)
@@ -57,7 +60,13 @@ def _made(cls: type[_T], *, frozen: bool, order: bool, kw_only: bool, slots: boo
     own = {name for name, value in vars(cls).items() if value is not None}  # `__eq__` makes `__hash__` None
     # Where a class has none, `dataclasses` writes it with `inspect`, which takes longer than all the rest.
     cls.__doc__ = cls.__doc__ or cls.__qualname__
-    made = dataclasses.dataclass(init=False, repr=False, eq=False, kw_only=kw_only, slots=slots)(cls)
+    # What makes a class frozen is compiled, too; it is asked for only where `dataclasses` insists.
+    frozen_above = any(_params(base).frozen for base in cls.__mro__[1:] if dataclasses.is_dataclass(base))
+    make = dataclasses.dataclass(
+        init=False, repr=False, eq=False, frozen=frozen_above, kw_only=kw_only, slots=slots
+    )
+    made = make(cls)
+    _params(made).frozen = frozen  # a usual dataclass below has to be the same
     fields = dataclasses.fields(made)  # type: ignore[arg-type]
     compared = [one.name for one in fields if one.compare]
     values: Callable[[object], object] = operator.attrgetter(*compared) if compared else lambda _: ()
@@ -78,17 +87,59 @@ def _made(cls: type[_T], *, frozen: bool, order: bool, kw_only: bool, slots: boo
         words = (f"{one.name}={getattr(self, one.name)!r}" for one in fields if one.repr)
         return f"{type(self).__qualname__}({', '.join(words)})"
 
-    methods: dict[str, Callable[..., object] | None] = {"__init__": first_init, "__repr__": shown}
+    methods: dict[str, object] = {"__init__": first_init, "__repr__": shown, "__signature__": _Signature()}
     methods |= {"__eq__": by_values(operator.eq), "__hash__": None}
     if frozen:
         methods |= {"__hash__": lambda self: hash(values(self))}
         methods |= {"__setattr__": _refuse, "__delattr__": _refuse}
+    if frozen and slots:  # else `copy` and `pickle` set the attributes
+        methods |= {"__getstate__": _state, "__setstate__": _set_state}
     if order:
         methods |= {f"__{one.__name__}__": by_values(one) for one in _ORDER}
     for name, method in methods.items():
         if name not in own:
             setattr(made, name, method)
     return made
+
+
+def _params(cls: type) -> Any:
+    return vars(cls)["__dataclass_params__"]
+
+
+class _Signature:
+    """What `inspect` and `help` show: the parameters of `__init__` before it is compiled."""
+
+    def __get__(self, instance: object, owner: type) -> inspect.Signature | None:
+        if "__signature__" not in vars(owner):
+            return None  # a class below the dataclass may have another `__init__`
+        import inspect  # of use to nobody else
+
+        fields = [one for one in dataclasses.fields(owner) if one.init]
+        kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+        return inspect.Signature(
+            [
+                inspect.Parameter(one.name, kinds[bool(one.kw_only)], default=default, annotation=one.type)
+                for one in sorted(fields, key=lambda one: bool(one.kw_only))
+                for default in [_shown_default(one)]
+            ]
+        )
+
+
+def _shown_default(one: dataclasses.Field[Any]) -> object:
+    import inspect
+
+    if _has_factory(one):
+        return one.default_factory
+    return inspect.Parameter.empty if one.default is dataclasses.MISSING else one.default
+
+
+def _state(self: Any) -> list[object]:
+    return [getattr(self, one.name) for one in dataclasses.fields(self)]
+
+
+def _set_state(self: Any, state: list[object]) -> None:
+    for one, value in zip(dataclasses.fields(self), state, strict=True):
+        object.__setattr__(self, one.name, value)
 
 
 def _refuse(self: object, name: str, *_: object) -> NoReturn:
