@@ -468,7 +468,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         with open(path, "rb") as file:
             members = json.loads(file.read(_MOST_BYTES))
-    except (FileNotFoundError, PermissionError, ValueError, RecursionError):
+    except (FileNotFoundError, IsADirectoryError, PermissionError, ValueError, RecursionError):
         return None
     return members if isinstance(members, dict) else None
 

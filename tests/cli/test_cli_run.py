@@ -115,7 +115,7 @@ def test_an_image_is_called_by_the_id_that_its_build_prints(host_cli: Cli) -> No
         ("--nosuch host true", "no such option '--nosuch'"),
         (
             "-v /a:/b host true",
-            "--volume is an option of docker run that firebuild does not have\n  hint: no file",
+            "--volume is an option of docker run that firebuild does not have\n  hint: files of this host",
         ),
         ("--mount=type=bind host true", "--mount is an option of docker run"),
         ("--network container:web host true", "invalid value for '--network': 'container:web'"),

@@ -364,12 +364,8 @@ class BlobStore:
         try:
             digest, size = (self.root / _MADE / name).read_text("ascii").split()
             return (digest, int(size)) if self.path(digest).exists() else None
-        except (
-            FileNotFoundError,
-            ValueError,
-            InputError,
-        ):  # a loss of power has spoiled it, or it never was there
-            return None
+        except (FileNotFoundError, IsADirectoryError, ValueError, InputError):
+            return None  # a loss of power has spoiled it, or it never was there
 
     def note_made(self, diff_id: str, form: str, digest: str, size: int) -> None:
         """Remember which blob is the layer of a diff id in a form; that of the last call counts.

@@ -194,6 +194,6 @@ def _read(directory: Path, kind: OutputType) -> _Kept | None:
         document = json.loads((directory / _note_name(kind)).read_text("utf-8"))
         artifact = Artifact(kind, kind.file_name, checked_size(document["size"]), str(document["digest"]))
         kept = _Kept(artifact, int(document["asked"]), int(document["mtime_ns"]))
-    except (FileNotFoundError, *MALFORMED):
-        return None  # it is not there, or a power failure has spoiled what is known of it
+    except (FileNotFoundError, IsADirectoryError, *MALFORMED):
+        return None  # it is not there, or what is known of it was spoiled
     return kept if os.path.lexists(directory / artifact.path) else None
