@@ -99,6 +99,18 @@ def eventually(condition: Callable[[], object], seconds: float = 60.0) -> bool:
 
 
 @contextmanager
+def unprivileged() -> Iterator[None]:
+    """Run the block as another user than root, who may read what everybody may."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@contextmanager
 def serving(server: BaseServer) -> Iterator[None]:
     """Serve from a thread, and close the server, whatever happens meanwhile.
 

@@ -103,6 +103,15 @@ class Usual(Named):
     more: int = 1
 
 
+class Plain(Named):
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class BelowPlain(Plain):
+    more: int = 1
+
+
 class Below(Slotted):
     def __init__(self, other: bytes) -> None:
         super().__init__(str(other))
@@ -128,6 +137,12 @@ def test_a_usual_dataclass_can_be_below_one_of_ours() -> None:
         usual.more = 2  # type: ignore[misc]
     with pytest.raises(TypeError, match="cannot inherit non-frozen dataclass from a frozen one"):
         dataclasses.make_dataclass("Changing", ["x"], bases=(Named,))
+
+
+def test_a_class_that_is_none_may_be_between_two_dataclasses() -> None:
+    assert BelowPlain(title="t") == BelowPlain(title="t", size=0, more=1)
+    with pytest.raises(FrozenInstanceError):
+        BelowPlain(title="t").more = 2  # type: ignore[misc]
 
 
 def test_a_class_below_shows_its_own_parameters() -> None:

@@ -61,7 +61,7 @@ def _made(cls: type[_T], *, frozen: bool, order: bool, kw_only: bool, slots: boo
     # Where a class has none, `dataclasses` writes it with `inspect`, which takes longer than all the rest.
     cls.__doc__ = cls.__doc__ or cls.__qualname__
     # What makes a class frozen is compiled, too; it is asked for only where `dataclasses` insists.
-    frozen_above = any(_params(base).frozen for base in cls.__mro__[1:] if dataclasses.is_dataclass(base))
+    frozen_above = any(_params(base).frozen for base in cls.__bases__ if dataclasses.is_dataclass(base))
     make = dataclasses.dataclass(
         init=False, repr=False, eq=False, frozen=frozen_above, kw_only=kw_only, slots=slots
     )
@@ -103,7 +103,7 @@ def _made(cls: type[_T], *, frozen: bool, order: bool, kw_only: bool, slots: boo
 
 
 def _params(cls: type) -> Any:
-    return vars(cls)["__dataclass_params__"]
+    return getattr(cls, "__dataclass_params__")  # noqa: B009 - type checkers do not know it
 
 
 class _Signature:
@@ -114,23 +114,15 @@ class _Signature:
             return None  # a class below the dataclass may have another `__init__`
         import inspect  # of use to nobody else
 
-        fields = [one for one in dataclasses.fields(owner) if one.init]
         kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-        return inspect.Signature(
-            [
-                inspect.Parameter(one.name, kinds[bool(one.kw_only)], default=default, annotation=one.type)
-                for one in sorted(fields, key=lambda one: bool(one.kw_only))
-                for default in [_shown_default(one)]
-            ]
-        )
-
-
-def _shown_default(one: dataclasses.Field[Any]) -> object:
-    import inspect
-
-    if _has_factory(one):
-        return one.default_factory
-    return inspect.Parameter.empty if one.default is dataclasses.MISSING else one.default
+        parameters = []
+        for one in dataclasses.fields(owner):
+            if one.init:
+                default = one.default_factory if _has_factory(one) else one.default
+                shown = inspect.Parameter(one.name, kinds[bool(one.kw_only)], annotation=one.type)
+                required = default is dataclasses.MISSING
+                parameters.append(shown if required else shown.replace(default=default))
+        return inspect.Signature(sorted(parameters, key=lambda one: one.kind))
 
 
 def _state(self: Any) -> list[object]:

@@ -6,6 +6,8 @@ import inspect
 import os
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from firebuild_bootstrap.dockerfile.graph import Files
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.legacy.copying import plain
+from support import unprivileged
 
 
 def test_the_secret_beside_the_context_is_out_of_reach(root: Path, find: Find) -> None:
@@ -231,24 +234,25 @@ def test_a_walk_that_is_given_up_leaves_nothing_open_and_its_entries_go_on(root:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@contextmanager
+def unreadable(root: Path, name: str) -> Iterator[None]:
+    """Keep the user of the block, who is not root, from one file or directory of a tree."""
+    os.chmod(root / name, 0)
+    for path in (root, *list(root.parents)[:-2]):
+        os.chmod(path, 0o755)
+    with unprivileged():
+        yield
+    os.chmod(root / name, 0o700)
+
+
 @pytest.mark.parametrize("locked", ["d/private", "d"])
 def test_what_the_user_may_not_read_is_an_error_before_anything_starts(
     root: Path, find: Find, locked: str
 ) -> None:
     put(root, "d/private")
-    os.chmod(root / locked, 0)
-    for path in (root, *list(root.parents)[:-2]):
-        os.chmod(path, 0o755)
-    is_root = os.geteuid() == 0
-    if is_root:
-        os.seteuid(65534)
-    try:
+    with unreadable(root, locked):
         for source in ("d", "d/private", "d/*", "*/private"):
             assert "Permission denied" in str(error_of(find, source))
-    finally:
-        if is_root:
-            os.seteuid(0)
-        os.chmod(root / locked, 0o700)
 
 
 def test_what_is_excluded_need_not_be_readable_where_a_wildcard_looks_for_more(
@@ -256,21 +260,11 @@ def test_what_is_excluded_need_not_be_readable_where_a_wildcard_looks_for_more(
 ) -> None:
     put(root, "d/f", "private/f")
     (root / ".dockerignore").write_text("private\n")
-    os.chmod(root / "private", 0)
-    for path in (root, *list(root.parents)[:-2]):
-        os.chmod(path, 0o755)
-    is_root = os.geteuid() == 0
-    if is_root:
-        os.seteuid(65534)
-    try:
+    with unreadable(root, "private"):
         for source in ("*", "*/f"):
             assert [entry.source for entry in find(source).entries() if entry.source.endswith("/f")] == [
                 "d/f"
             ]
-    finally:
-        if is_root:
-            os.seteuid(0)
-        os.chmod(root / "private", 0o700)
 
 
 def test_no_descriptor_is_left_open(root: Path) -> None:

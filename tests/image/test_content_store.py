@@ -16,6 +16,7 @@ import pytest
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image import content_store as module
 from firebuild_bootstrap.image.content_store import ContentStore
+from support import unprivileged
 
 KEY = ("a", "1")
 
@@ -62,19 +63,13 @@ def test_a_store_that_can_not_be_read_does_not_seem_to_be_empty(tmp_path: Path) 
         else:
             path.chmod(0o755)
     (root / "names/b").chmod(0)
-    is_root = os.geteuid() == 0
-    if is_root:
-        os.seteuid(65534)
-    try:
+    with unprivileged():
         for look in (store.names, store.sweep):
             with pytest.raises(MachineError, match=r"names/b: the store can't be read: Permission denied"):
                 look()
         put(store, "two")  # what it replaces is left for a later sweep
         assert read(store) == "two"
-    finally:
-        if is_root:
-            os.seteuid(0)
-        (root / "names/b").chmod(0o755)
+    (root / "names/b").chmod(0o755)
     assert leftovers(root) == (0, 3)
     assert (store.link(("b", "1")) / "text").read_text() == "other"
     store.sweep()

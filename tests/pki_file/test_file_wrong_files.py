@@ -15,6 +15,7 @@ from firebuild_pki import CAError
 from firebuild_pki.pem_files import Source, read
 from pki_file.operator_files import CA, Shop, opened
 from pki_file.refusing import refusal
+from support import unprivileged
 
 pytestmark = pytest.mark.needs("openssl")
 
@@ -265,13 +266,8 @@ def test_impossible_paths_are_named(path: str, reason: str, usual: Shop) -> None
 def nobody(path: Path) -> Iterator[None]:
     """Make a file unreadable for the user that runs the block, also if that is root."""
     path.chmod(0)
-    before = os.geteuid()
-    if before == 0:
-        os.seteuid(65534)
-    try:
+    with unprivileged():
         yield
-    finally:
-        os.seteuid(before)
 
 
 def test_a_file_that_may_not_be_read_is_named(shop: Shop) -> None:

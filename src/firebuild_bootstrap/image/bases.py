@@ -13,10 +13,10 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, Final
 
-from firebuild_bootstrap.errors import MALFORMED, InputError, MachineError, hint_before
+from firebuild_bootstrap.errors import InputError, MachineError, hint_before
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.config import ImageConfig
-from firebuild_bootstrap.image.content_store import ContentStore, Key, readable, unreadable_store
+from firebuild_bootstrap.image.content_store import ContentStore, Key, damaged_record, readable
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, chain_key, store_name
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputType
@@ -253,26 +253,11 @@ class BaseStore:
             return _base(document, directory)
 
     def _read(self, key: Key, *, hold: bool = False) -> Base | None:
-        try:
-            directory = self._contents.hold(key)
-        except OSError as error:
-            raise unreadable_store(error, self._contents.root) from error
-        if directory is None:
-            return None
-        path = directory / "base.json"
-        try:
-            return _base(json.loads(path.read_text("utf-8")), directory)
-        except OSError as error:
-            if isinstance(error, FileNotFoundError):
-                raise MachineError(
-                    f"{path} is damaged: {error.strerror}", hint="import the base again"
-                ) from error
-            raise unreadable_store(error, self._contents.root) from error
-        except (*MALFORMED, InputError) as error:
-            raise MachineError(f"{path} is damaged: {error}", hint="import the base again") from error
-        finally:
-            if not hold:
-                self._contents.release(directory)
+        def damaged(path: Path, error: Exception) -> MachineError:
+            return damaged_record(path, error, "import the base again")
+
+        with self._contents.record(key, "base.json", damaged, hold=hold) as path:
+            return None if path is None else _base(json.loads(path.read_text("utf-8")), path.parent)
 
     def _key(self, reference: Reference) -> Key:
         """Return where a base is: under an older spelling of its name if it is there."""

@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError, remedy_of
+from firebuild_bootstrap.errors import MALFORMED, FirebuildError, InputError, MachineError, remedy_of
 from firebuild_bootstrap.removal import remove_tree
 
 Key = tuple[str, ...]
@@ -157,6 +157,39 @@ class ContentStore:
                 return content
             os.close(lock)
         return None
+
+    @contextmanager
+    def record(
+        self, key: Key, name: str, explain: Callable[[Path, Exception], MachineError], *, hold: bool
+    ) -> Iterator[Path | None]:
+        """Yield the path of the file `name` of an entry, to be read in the block; None for no entry.
+
+        Args:
+            key: names the entry.
+            name: of the file.
+            explain: makes the error for one that is missing or malformed; see `damaged_record`.
+            hold: whether the entry stays held after the block.
+
+        Raises:
+            MachineError: the file is missing or malformed, or the store can't be read.
+        """
+        try:
+            content = self.hold(key)
+        except OSError as error:
+            raise unreadable_store(error, self.root) from error
+        if content is None:
+            yield None
+            return
+        path = content / name
+        try:
+            yield path
+        except (FileNotFoundError, *MALFORMED, InputError) as error:
+            raise explain(path, error) from error
+        except OSError as error:
+            raise unreadable_store(error, self.root) from error
+        finally:
+            if not hold:
+                self.release(content)
 
     def release(self, content: Path) -> None:
         """Let go of a directory that `hold` gave out."""
@@ -354,6 +387,12 @@ def place_of(error: OSError, root: Path) -> str:
     """
     named = (name for name in (error.filename2, error.filename) if isinstance(name, str | os.PathLike))
     return next((os.fspath(name) for name in named if os.path.isabs(name)), str(root))
+
+
+def damaged_record(path: Path, error: Exception, remedy: str) -> MachineError:
+    """Return the error for a file of a store that is missing or malformed."""
+    why = error.strerror if isinstance(error, OSError) else error
+    return MachineError(f"{path} is damaged: {why}", hint=remedy)
 
 
 def unreadable_store(error: OSError, root: Path) -> MachineError:

@@ -17,8 +17,8 @@ from firebuild_bootstrap.image.content_store import (
     ContentStore,
     Key,
     Staging,
+    damaged_record,
     readable,
-    unreadable_store,
     write_whole,
 )
 from firebuild_bootstrap.image.forms import is_untouched, kept_forms
@@ -482,27 +482,16 @@ class ImageStore:
         return self._find(self._key(tag), hold=hold)
 
     def _find(self, key: Key, *, hold: bool = False) -> StoredImage | None:
-        try:
-            directory = self._contents.hold(key)
-        except OSError as error:
-            raise unreadable_store(error, self._contents.root) from error
-        if directory is None:
-            return None
-        path = directory / "image.json"
-        try:
+        def damaged(path: Path, error: Exception) -> MachineError:
+            return damaged_record(path, error, f"remove {_name(key)} and build it again")
+
+        with self._contents.record(key, "image.json", damaged, hold=hold) as path:
+            if path is None:
+                return None
             record = ImageRecord.from_json(json.loads(path.read_text("utf-8")))
             tag = _as_spelled(key, record)
-        except OSError as error:
-            if isinstance(error, FileNotFoundError):
-                raise _damaged(key, path, error) from error
-            raise unreadable_store(error, self._contents.root) from error
-        except (*MALFORMED, InputError) as error:
-            raise _damaged(key, path, error) from error
-        finally:
-            if not hold:
-                self._contents.release(directory)
         named = replace(record, tag=str(tag), also_tagged=())
-        return StoredImage(tag, directory, self._contents.link(key), named).refreshed()
+        return StoredImage(tag, path.parent, self._contents.link(key), named).refreshed()
 
     def hold(self, image: StoredImage) -> bool:
         """Keep the files of an image until `close`, whoever removes its name; False where it is gone."""
@@ -616,11 +605,6 @@ def _known_id(image: StoredImage) -> str | None:
         return digest_of((image.directory / _CONFIGURATION).read_bytes())
     except FileNotFoundError:
         return None
-
-
-def _damaged(key: Key, path: Path, error: Exception) -> MachineError:
-    why = error.strerror if isinstance(error, OSError) else error
-    return MachineError(f"{path} is damaged: {why}", hint=f"remove {_name(key)} and build it again")
 
 
 def _key_of(name: str, tag: str) -> Key:
