@@ -52,7 +52,7 @@ def test_a_good_authority_ends_with_zero(cli: Cli) -> None:
     assert max(map(len, lines)) <= 100
 
 
-@pytest.mark.parametrize("mebibytes", [150, 600])
+@pytest.mark.parametrize("mebibytes", [250, 600])
 def test_few_addresses_are_said_in_words_where_grpc_would_abort(mebibytes: int) -> None:
     limited = [
         "sh",
