@@ -69,7 +69,7 @@ LIMITS: Final = {
             ),
         ),
     },
-    "its text, or that of an ignore file; a word after its variables are expanded": {
+    "its text, or that of an ignore file; a word after the expansion of its variables": {
         "memory": Held(
             (syntax.MOST_TEXT, expansion.MAX_WORD),
             (
@@ -88,13 +88,13 @@ LIMITS: Final = {
             ),
         ),
     },
-    "warnings": {
+    "warnings that are shown": {
         "time": Held(
             (lint.MOST_SHOWN,),
             ("cli/test_cli_build.py::test_of_many_warnings_the_first_are_shown_and_all_are_counted",),
         ),
     },
-    "what all its variables expand to, and what instructions have of those before them": {
+    "the total text of expanded variables; the total that instructions inherit from those before them": {
         "memory": Held(
             (expansion.Budget().left,),
             (
@@ -132,7 +132,7 @@ LIMITS: Final = {
             ),
         ),
     },
-    "git and what it starts": {
+    "git and its child processes": {
         "memory": Held(
             (FETCH.memory, programs.MOST_OUTPUT),
             (GIT, "context/test_git.py::test_a_git_that_goes_on_for_ever_is_ended"),
@@ -202,13 +202,13 @@ LIMITS: Final = {
         ),
         "time": Held((client._LEAST, TIMEOUT), (f"{PULLING}test_a_head_or_a_body_that_drips_is_given_up",)),
     },
-    "what its decompressor keeps": {
+    "the window of its decompressor": {
         "memory": Held(
             (compression._MOST_DICTIONARY,),
             ("layers/test_compression.py::test_compressed_data_can_ask_for_so_much_memory_only",),
         ),
     },
-    "its archive": {
+    "its tar archive": {
         "memory": Held(
             (reader.LAYER_LIMITS.header, apply.REMEMBERED),
             (
@@ -251,12 +251,12 @@ LIMITS: Final = {
             ),
         ),
     },
-    "the layer of a step": {
+    "the layer that a step made": {
         "disk": Held(
             (drives.SCRATCH_BYTES,), ("machine/test_drives.py::test_a_layer_without_an_end_is_cut_off",)
         ),
     },
-    "output that is shown (`bootstrap.log_limit`); the reason of a failure": {
+    "output that is shown (`bootstrap.log_limit`); the text of an error": {
         "memory": Held(
             (BOOTSTRAP.log_limit, reporting._MAX_REASON),
             (
@@ -275,7 +275,7 @@ LIMITS: Final = {
             ("service/test_agents.py::test_a_guest_that_takes_no_replies_is_sent_no_more_than_it_may_ask",),
         ),
     },
-    "what it writes to its console": {
+    "its console output": {
         "memory": Held(
             (console._LIMIT,),
             (
@@ -329,7 +329,7 @@ LIMITS: Final = {
             (emulator._IDLE_SECONDS,), ("mmds/test_emulator.py::test_a_silent_connection_is_closed",)
         ),
     },
-    "the document, as Firecracker has it": {
+    "the document, with Firecracker's limit": {
         "memory": Held(
             (store.STORE_LIMIT,),
             (
@@ -370,7 +370,7 @@ LIMITS: Final = {
         "memory": Held((HTTP["longest"].default,), (ANSWER,)),
         "time": Held((HTTP["timeout"].default,), (ANSWER,)),
     },
-    "ways from a leaf to an anchor that are tried": {
+    "chains from a leaf to an anchor that are tried": {
         "memory": Held(
             (chain._MAX_LINKS,), ("pki/test_pki_paths.py::test_what_is_known_of_cas_does_not_grow_for_ever",)
         ),
@@ -388,7 +388,7 @@ LIMITS: Final = {
             ),
         ),
     },
-    "a secret in a file, or in a pipe in its place": {
+    "a secret in a file or a pipe": {
         "memory": Held(
             (ca_settings._MAX_SECRET,), ("pki/test_pki_homes.py::test_a_device_or_a_directory_is_no_secret",)
         ),
@@ -427,17 +427,17 @@ LIMITS: Final = {
             ),
         ),
     },
-    "output; complaints": {
+    "standard output; standard error": {
         "memory": Held((programs.MOST_OUTPUT,), (CNI,)),
         "time": Held((cni._SECONDS,), (CNI,)),
     },
-    "what it answers": {
+    "its answers": {
         "memory": Held(
             (bwrap._MOST_OUTPUT,),
             ("sandbox/test_sandbox.py::test_a_program_that_writes_for_ever_is_ended",),
         ),
     },
-    "one line of text that is shown; a message of several": {
+    "a line of text that is shown; a message of several lines": {
         "memory": Held(
             (display.LINE_LIMIT, display.BLOCK_LIMIT),
             ("pki/test_pki_display.py::test_a_flood_becomes_a_short_line",),
