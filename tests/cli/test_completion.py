@@ -141,7 +141,7 @@ def test_fish_completes_the_same_words_and_says_what_they_are(store: Path) -> No
     answers = [answer.strip("\n") for answer in done.stdout.split("\f")]
     for (typed, expected), answer in zip(LINES.items(), answers, strict=False):
         assert answer.partition("\t")[0].rstrip("/") == expected[-1].rstrip("/"), typed
-    assert answers[0] == "images\tList, show, name and remove images."
+    assert answers[0] == "images\tList, inspect, tag and remove images."
 
 
 def answers(cli: Cli, line: str, shell: str = "bash") -> list[str]:
@@ -211,7 +211,9 @@ def test_a_completion_removes_nothing_and_makes_nothing(cli: Cli) -> None:
 
 def test_help_stands_behind_the_words_of_zsh_and_fish(cli: Cli) -> None:
     for shell in ("zsh", "fish"):
-        assert answers(cli, "firebuild imag", shell) == ["plain\timages\tList, show, name and remove images."]
+        assert answers(cli, "firebuild imag", shell) == [
+            "plain\timages\tList, inspect, tag and remove images."
+        ]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

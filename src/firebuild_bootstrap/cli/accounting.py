@@ -25,7 +25,7 @@ attest_options = stacked(
         "--attest",
         multiple=True,
         metavar="type=provenance[,mode=min|max]|type=sbom",
-        help="What goes out with an image that is pushed: how it was built, or its packages. Repeatable.",
+        help="Attestation to push with the image: how it was built, or its packages (SBOM). Repeatable.",
     ),
     click.option(
         "--provenance",
@@ -55,7 +55,7 @@ attest_options = stacked(
 )
 @config_option
 def provenance(tag: str, mode: str, config_file: Path | None) -> None:
-    """Print how an image was built: an in-toto statement with SLSA provenance, which is not signed."""
+    """Print how an image was built, as an unsigned in-toto statement with SLSA provenance."""
     from firebuild_bootstrap.image.attestations import Mode
     from firebuild_bootstrap.image.names import Reference
 
@@ -69,7 +69,7 @@ def provenance(tag: str, mode: str, config_file: Path | None) -> None:
 @click.argument("tag", shell_complete=complete_tags)
 @config_option
 def sbom(tag: str, config_file: Path | None) -> None:
-    """Print the packages that are found in an image, as a CycloneDX document; it is made once and kept."""
+    """Print the packages in an image as a CycloneDX document, which is made once and kept."""
     from firebuild_bootstrap.image.names import Reference
 
     with watched(config_file) as home:

@@ -32,22 +32,22 @@ _VAULT_LOGINS = ("approle", "jwt", "kubernetes", "cert", "token", "token_file")
 
 @click.group()
 def ca() -> None:
-    """Try, use and look at the certificate authority."""
+    """Check, use and inspect the certificate authority."""
 
 
 @ca.command()
 @config_option
 @provider_option
 @json_option
-@click.option("--strict", is_flag=True, help="Let warnings count as failures.")
+@click.option("--strict", is_flag=True, help="Treat warnings as failures.")
 @click.pass_context
 def check(
     context: click.Context, config_file: Path | None, provider: str | None, as_json: bool, strict: bool
 ) -> None:
-    """Try all that a build needs of the CA.
+    """Check everything that a build needs from the CA.
 
-    Opens it, asks the provider to look at its backend, issues certificates for a build that does not
-    exist, makes a connection with them, and revokes them where the provider can.
+    It opens the CA, has the provider check its backend, issues certificates for a build that does not exist,
+    makes a connection with them, and revokes them if the provider can.
 
     Exit status: 0 ready, 2 the configuration is wrong, 3 no usable certificates.
     """
@@ -74,9 +74,9 @@ def check(
     type=FilePath(path_type=Path),
     required=True,
     metavar="DIR",
-    help="Where to write.",
+    help="Directory to write to.",
 )
-@click.option("--ttl", metavar="DURATION", default="1h", show_default=True, help="Wanted lifetime.")
+@click.option("--ttl", metavar="DURATION", default="1h", show_default=True, help="Lifetime to ask for.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @config_option
 @provider_option
@@ -84,10 +84,11 @@ def check(
 def issue(config_file: Path | None, provider: str | None, as_json: bool, **options: Any) -> None:
     """Issue certificates into files.
 
-    They are for scripts, and for services of your own. Writes server.pem and guest.pem (certificate and
-    chain), server-key.pem and guest-key.pem (mode 0600), and ca.pem (what the other end has to trust). Ask
-    for both ends at once to get a pair of one build. With the embedded provider only such a pair fits
-    together, because its CA ends with this command, unless ca.embedded.directory keeps it.
+    The certificates are for scripts and your own services. The command writes server.pem and guest.pem
+    (certificate and chain), server-key.pem and guest-key.pem (mode 0600), and ca.pem (the trust anchors
+    for the other end). Give both --server and --guest for a pair of one build. With the embedded provider
+    only such a pair fits together, because its CA ends with this command, unless ca.embedded.directory
+    keeps it.
     """
     from firebuild_bootstrap.cli.issuing import IssueRequest, issue_files, print_issued
     from firebuild_bootstrap.cli.paths import check_can_be_made
@@ -110,8 +111,8 @@ def issue(config_file: Path | None, provider: str | None, as_json: bool, **optio
 def show(config_file: Path | None, provider: str | None, as_json: bool) -> None:
     """Show the certificates of a build.
 
-    From those of server and guest up to the trust anchors. Issues a pair for a build that does not exist,
-    and revokes it where the provider can.
+    It shows the certificates of server and guest, and their chains up to the trust anchors. For that it
+    issues a pair for a build that does not exist, and revokes it if the provider can.
     """
     from firebuild_bootstrap.cli.ca_display import issue_pair, print_certificates
 
@@ -136,7 +137,7 @@ def show(config_file: Path | None, provider: str | None, as_json: bool) -> None:
     "--passphrase-file",
     type=FilePath(path_type=Path),
     metavar="FILE",
-    help="Holds the passphrase of encrypted keys.",
+    help="File with the passphrase of encrypted keys.",
 )
 @json_option
 @click.pass_context
@@ -147,11 +148,11 @@ def inspect(
     passphrase_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Look into files with certificates.
+    """Inspect files with certificates.
 
     Certificates, private keys, certificate signing requests and revocation lists, in PEM, DER, PKCS#7 or
-    PKCS#12; - reads standard input. Says what each is, and whether they fit together: key and certificate,
-    chain and trust anchor, dates, use. Nothing of a private key is shown.
+    PKCS#12; - reads standard input. It shows what each is, and whether they fit together: key and
+    certificate, chain and trust anchor, dates, usages. It shows no part of a private key.
 
     Exit status: 0 all is right, 2 a file cannot be read, 3 something is wrong.
     """
@@ -171,7 +172,7 @@ def inspect(
 @click.option(
     "--issuer-gone",
     is_flag=True,
-    help="Revoke also what none of the provider's present CAs signed, after they were renewed.",
+    help="Revoke also certificates of former CAs, which none of the provider's present CAs signed.",
 )
 @config_option
 @provider_option
@@ -186,9 +187,9 @@ def revoke(
 ) -> None:
     """Revoke certificates.
 
-    Each FILE holds a certificate that the configured provider issued, as `firebuild ca issue` writes them;
-    what comes after the first certificate is its chain. Its key is not needed. All files are read before
-    anything is revoked, and each is tried.
+    Each FILE has a certificate that the configured provider issued, as `firebuild ca issue` writes it; the
+    certificates after the first are its chain. The key is not needed. The command reads all files before
+    it revokes anything, and tries every certificate.
 
     Exit status: 0 all are revoked, 2 a file or the configuration is wrong, 3 one was not revoked.
     """
@@ -213,9 +214,15 @@ def revoke(
     type=click.Choice(("build", "server", "guest")),
     default="build",
     show_default=True,
-    help="What to repeat: what a build does (open, both certificates, close), or one certificate.",
+    help="What to repeat: the calls of a build (open, both certificates, close), or one certificate.",
 )
-@click.option("--count", type=click.IntRange(1, 1_000_000), default=100, show_default=True, help="How often.")
+@click.option(
+    "--count",
+    type=click.IntRange(1, 1_000_000),
+    default=100,
+    show_default=True,
+    help="Number of repetitions.",
+)
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 256),
@@ -224,9 +231,9 @@ def revoke(
     help="Threads in each process.",
 )
 @click.option(
-    "--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes side by side."
+    "--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Number of processes."
 )
-@click.option("--duration", metavar="DURATION", help="Begin nothing more after this time.")
+@click.option("--duration", metavar="DURATION", help="Start no further repetition after this time.")
 @config_option
 @provider_option
 @json_option
@@ -236,9 +243,9 @@ def bench(
 ) -> None:
     """Measure how fast the CA issues.
 
-    It really issues certificates, for builds that do not exist, and says before what that leaves behind.
-    Prints certificates a second, p50, p99 and max of the time that each took, errors by what they say,
-    requests and bytes. Ctrl-C ends it, and prints what it has.
+    It issues real certificates for builds that do not exist, and first says what these leave behind at the
+    CA. It prints the certificates per second, the p50, p99 and maximum of the time for each, the errors
+    by message, the requests and bytes. Ctrl-C ends it and prints the results so far.
 
     Exit status: 0 no error, 2 the configuration is wrong, 3 something was not issued, 130 interrupted.
     """
@@ -256,7 +263,7 @@ def bench(
 def providers(as_json: bool) -> None:
     """List the installed providers and key stores.
 
-    Each with where it comes from and what it can do, or with what is wrong with it.
+    For each, show its package and its features, or why it can't be loaded.
     """
     from firebuild_bootstrap.cli.ca_display import print_providers
     from firebuild_pki.preflighting import list_providers
@@ -271,22 +278,22 @@ def providers(as_json: bool) -> None:
 @ca.command("vault-setup")
 @click.option("--print", "print_it", is_flag=True, help="Print the script; nothing is run.")
 @click.option("--address", metavar="URL", help="URL of Vault or OpenBao.")
-@click.option("--mount", metavar="PATH", help="Where the PKI engine is to be mounted.")
+@click.option("--mount", metavar="PATH", help="Mount path of the PKI engine.")
 @click.option(
     "--auth",
     type=click.Choice(_VAULT_LOGINS),
-    help="How builds log in; by default as the configuration says, or with AppRole.",
+    help="How builds log in; by default as configured, or with AppRole.",
 )
 @config_option
 def vault_setup(print_it: bool, config_file: Path | None, **options: str | None) -> None:
-    """Print what prepares Vault or OpenBao.
+    """Print a script that prepares Vault or OpenBao.
 
-    The script makes the mount, the roles, a policy and the auth method for the configuration and the options.
-    firebuild never runs it, because that needs rights that no build should have. Read it, and have an
-    operator run it.
+    The script creates the mount, the roles, a policy and the auth method for the configuration and the
+    options. firebuild never runs it, because it needs rights that no build should have. Read it, and have
+    an operator run it.
 
-    Without a configuration it is for AppRole, the mount pki, and the address in VAULT_ADDR or BAO_ADDR. It
-    ends with the settings for firebuild that belong to it.
+    Without a configuration, the script uses AppRole, the mount pki, and the address in VAULT_ADDR or
+    BAO_ADDR. It ends with the matching settings for firebuild.
     """
     import firebuild_pki
     from firebuild_bootstrap.errors import InputError
@@ -336,7 +343,7 @@ def _status(report: PreflightReport, *, strict: bool) -> int:
 
 @click.group()
 def plugin() -> None:
-    """Begin a plugin of your own."""
+    """Start a plugin."""
 
 
 @plugin.command()
@@ -347,12 +354,12 @@ def plugin() -> None:
     type=FilePath(path_type=Path, file_okay=False),
     default=Path(),
     show_default="the current directory",
-    help="Where to put the new project.",
+    help="Directory to create the project in.",
 )
 def new(name: str, directory: Path) -> None:
-    """Write the project of a new CA provider that works, with its tests.
+    """Create the project of a new, working CA provider with tests.
 
-    NAME is what people will write in their configuration: ca.provider: NAME.
+    NAME selects the provider in the configuration: ca.provider: NAME.
     """
     from firebuild_bootstrap.errors import InputError
     from firebuild_pki import CAError, new_plugin

@@ -236,14 +236,14 @@ def split_line(line: str) -> tuple[list[str], str]:
 @click.command()
 @click.argument("shell", type=click.Choice(sorted(_SHELLS)))
 def completion(shell: str) -> None:
-    """Print the script with which a shell completes firebuild's commands, options and their values.
+    """Print the shell script that completes firebuild's commands, options and their values.
 
     \b
     bash, in ~/.bashrc:                    eval "$(firebuild completion bash)"
     zsh, in ~/.zshrc, after compinit:     eval "$(firebuild completion zsh)"
     fish, in ~/.config/fish/config.fish:   firebuild completion fish | source
 
-    Images, bases and CA providers are those that are there when Tab is pressed; the store is that of the
-    line's --config, or of the environment.
+    Images, bases and CA providers are looked up when Tab is pressed, in the store of the line's --config or
+    of the environment.
     """
     click.echo(_SHELLS[shell].source_template, nl=False)

@@ -47,7 +47,7 @@ def schema() -> None:
 @config.command()
 @config_option
 def show(config_file: Path | None) -> None:
-    """Print the settings in force as YAML; secrets stay references."""
+    """Print the effective settings as YAML, secrets as references."""
     import yaml
 
     from firebuild_pki.config import redacted

@@ -52,13 +52,14 @@ def doctor(
     provider: str | None,
     **options: Any,
 ) -> None:
-    """Say what this machine can do.
+    """Check what works on this machine.
 
-    Tries what builds need: user namespaces, overlays, the store, KVM with a guest of a few bytes, each
-    machine driver, programs, registries, the clock and the certificate authority. Says how to get
-    what is missing, and changes nothing.
+    It tests the requirements of builds: user namespaces, overlays, the store, KVM with a guest of a few
+    bytes, each machine driver, programs, registries, the clock and the certificate authority. It says how
+    to get what is missing, and changes nothing.
 
-    Exit status: 0 builds with this configuration can work, 2 it is wrong, 6 what it needs is missing.
+    Exit status: 0 builds with this configuration can work, 2 the configuration is wrong, 6 a requirement is
+    missing.
     """
     from firebuild_bootstrap.doctor import Level, examine, worst
     from firebuild_bootstrap.errors import ExitStatus

@@ -71,35 +71,35 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
 """What is typed, by the words of the command; each is parsed by a test."""
 
 SUMMARIES: Final[Mapping[str, str]] = {
-    "base from-host": "Make a base of this machine's own shell and core tools.",
-    "base import": "Keep a directory or tar archive as a base for FROM.",
+    "base from-host": "Make a base from this machine's own shell and core tools.",
+    "base import": "Import a directory or tar archive as a base for FROM.",
     "base rm": "Remove bases.",
     "cache du": "Show what is in the cache, and its size.",
-    "cache prune": "Remove the least recently used from the cache.",
+    "cache prune": "Remove the least recently used entries of the cache.",
     "completion": "Print the script that completes commands in a shell.",
     "config check": "Check the configuration.",
     "images export": "Write an image as files: ext4, tar, OCI and others.",
-    "images history": "Show how an image was made, the newest step first.",
+    "images history": "Show the history of an image, the newest step first.",
     "images list": "List the images.",
     "images load": "Load the images of an archive or OCI layout.",
-    "images path": "Print where the forms of an image are.",
+    "images path": "Print the paths of an image's forms.",
     "images provenance": "Print how an image was built: in-toto, SLSA.",
-    "images prune": "Remove images without a tag, or all unused ones.",
-    "images pull": "Fetch images from their registries.",
+    "images prune": "Remove untagged images, or with --all every image.",
+    "images pull": "Pull images from their registries.",
     "images rm": "Remove images.",
     "images save": "Write images with their layers as one archive.",
-    "images sbom": "Print the packages that are found in an image.",
-    "images tag": "Give an image one more name.",
+    "images sbom": "Print the packages in an image.",
+    "images tag": "Give an image another name.",
     "initramfs build": "Make the initramfs, and print its path.",
-    "logs": "Print what a detached run has written.",
+    "logs": "Print the output of a detached run.",
     "ps": "List the detached runs.",
     "rm-tree": "Remove directories that builds wrote.",
     "rootfs": "Build an image, and write its root file system.",
     "run": "Run an image in a machine.",
-    "stop": "Ask the commands of detached runs to end.",
+    "stop": "Stop detached runs.",
     "wait": "Wait until detached runs have ended.",
 }
-"""What the list of commands says where the first sentence of the help is too long for a line of it."""
+"""Summaries for the list of commands, where the first sentence of the help is too long for a line."""
 
 
 def commands_of(

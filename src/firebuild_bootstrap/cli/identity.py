@@ -45,23 +45,21 @@ identity_options = stacked(
         help="Owner of the identity's files; by default the user of the command.",
     ),
     click.option("--identity-mode", metavar="MODE", help="Mode of the key's file; 0400 by default."),
-    click.option(
-        "--identity-ttl", metavar="DURATION", help="Wanted lifetime of each certificate; 1h by default."
-    ),
+    click.option("--identity-ttl", metavar="DURATION", help="Lifetime of each certificate; 1h by default."),
     click.option(
         "--identity-key",
         type=click.Choice(["host", "machine"]),
-        help="Where keys are made; by default on this host. A key made in the machine never leaves it.",
+        help="Where to make the keys; by default on this host. A key made in the machine never leaves it.",
     ),
     click.option(
         "--identity-signal",
         metavar="SIGNAL",
-        help="Send this signal to the command when its files were replaced, for example HUP.",
+        help="Signal to send to the command when its files were replaced, for example HUP.",
     ),
     click.option(
         "--identity-command",
         metavar="COMMAND",
-        help="Execute this beside the command, without a shell, when its files were replaced.",
+        help="Command to execute, without a shell, when its files were replaced.",
     ),
 )
 

@@ -43,14 +43,14 @@ _FILTERS = ("until", "label", "label!")
 
 @click.group(cls=Commands, commands=[accounting.provenance, accounting.sbom])
 def images() -> None:
-    """List, show, name and remove images."""
+    """List, inspect, tag and remove images."""
 
 
 @images.command("list")
 @json_option
 @config_option
 def list_(as_json: bool, config_file: Path | None) -> None:
-    """List the images: tag, when they were built, size of their layers, forms that are written."""
+    """List the images with the time of their build, the size of their layers, and their written forms."""
     from firebuild_bootstrap.cli.screen import moment, print_table
     from firebuild_bootstrap.sizes import human_size
 
@@ -71,7 +71,7 @@ def list_(as_json: bool, config_file: Path | None) -> None:
 @click.argument("tag", shell_complete=complete_tags)
 @config_option
 def inspect(tag: str, config_file: Path | None) -> None:
-    """Print all that is known about an image, as JSON."""
+    """Print all metadata of an image as JSON."""
     home = home_from(settings_from(config_file))
     print_json(_document(home, home.images.inspect(_tag(tag))))
 
@@ -87,9 +87,10 @@ def inspect(tag: str, config_file: Path | None) -> None:
 )
 @config_option
 def path(tag: str, kind: str | None, config_file: Path | None) -> None:
-    """Print where the forms of an image are, one a line; the same paths after it was built again.
+    """Print the paths of an image's forms, one a line; they stay the same when it is built again.
 
-    A form that is asked for is written if it is not there yet, and so is an ext4 image where there is none.
+    A form given with --output is written if it does not exist yet; so is an ext4 image if the image has no
+    form.
     """
     from firebuild_bootstrap.image.outputs import OutputSpec, OutputType
 
@@ -119,7 +120,7 @@ def path(tag: str, kind: str | None, config_file: Path | None) -> None:
     "--firecracker",
     metavar="DIR",
     type=FilePath(path_type=Path, file_okay=False),
-    help="Write kernel, initramfs, drive and vm.json into DIR: all to boot the image by hand.",
+    help="Write kernel, initramfs, drive and vm.json into DIR, to boot the image without firebuild.",
 )
 @click.option(
     "--kernel",
@@ -127,12 +128,12 @@ def path(tag: str, kind: str | None, config_file: Path | None) -> None:
     type=FilePath(path_type=Path, dir_okay=False),
     help="With --firecracker: the kernel, instead of machine.firecracker.kernel; a bzImage is unpacked.",
 )
-@click.option("--size", metavar="SIZE", help="With --firecracker: of the drive, for example 2GiB.")
+@click.option("--size", metavar="SIZE", help="With --firecracker: the size of the drive, for example 2GiB.")
 @config_option
 def export(tag: str, outputs: tuple[str, ...], config_file: Path | None, **microvm: Any) -> None:
-    """Write forms of an image, which are kept in the store, and copy them to where they are wanted.
+    """Write an image in other forms, keep these in the store, and copy them to dest=.
 
-    Without dest= it prints where in the store the form is.
+    Without dest= it prints the path of the form in the store.
     """
     from firebuild_bootstrap.errors import InputError
 
@@ -197,9 +198,9 @@ def _export_microvm(
 @click.argument("references", nargs=-1, required=True, metavar="NAME[:TAG|@DIGEST]...")
 @config_option
 def pull(references: tuple[str, ...], config_file: Path | None) -> None:
-    """Fetch images from their registries, or what is newer there, and keep them for FROM.
+    """Pull images, or newer versions of them, from their registries, for FROM and `firebuild run`.
 
-    Prints the digest that each registry has for them, which pins an image everywhere: FROM NAME@sha256:….
+    It prints the digest of each image, which pins its content: FROM NAME@sha256:….
     """
     from firebuild_bootstrap.cli.registries import prefetch, puller
     from firebuild_bootstrap.image.names import Reference
@@ -229,9 +230,9 @@ def push(
     sbom: str | None,
     config_file: Path | None,
 ) -> None:
-    """Push images to the registries that their names begin with.
+    """Push images to the registries in their names.
 
-    `firebuild images tag` gives an image one more name.
+    `firebuild images tag` gives an image another name.
     """
     from firebuild_bootstrap.cli.registries import push_image
     from firebuild_bootstrap.image.attestations import read_attestations
@@ -262,7 +263,7 @@ def push(
     type=click.Choice(["docker", "oci"]),
     default="docker",
     show_default=True,
-    help="docker: for `docker load` and all that read OCI archives; oci: without Docker's manifest.json.",
+    help="docker: for `docker load` and tools that read OCI archives; oci: without Docker's manifest.json.",
 )
 @config_option
 def save(tags: tuple[str, ...], dest: Path | None, kind: str, config_file: Path | None) -> None:
@@ -292,9 +293,9 @@ def save(tags: tuple[str, ...], dest: Path | None, kind: str, config_file: Path 
 @json_option
 @config_option
 def history(tag: str, as_json: bool, config_file: Path | None) -> None:
-    """Show how an image was made, the newest first: when, by which instruction, and the size of its layer.
+    """Show the history of an image, newest first: the time, the instruction, and the size of its layer.
 
-    What an image from outside says about itself is not verified.
+    The history of an image that was not built here is not verified.
     """
     from firebuild_bootstrap.cli.screen import moment, print_table
     from firebuild_bootstrap.sizes import human_size
@@ -324,12 +325,12 @@ def history(tag: str, as_json: bool, config_file: Path | None) -> None:
     type=FilePath(path_type=Path, exists=True),
     help="The same as SOURCE, as in `docker load`.",
 )
-@click.option("--name", "-t", "--tag", help="NAME[:TAG] of the image, by default what it is called there.")
+@click.option("--name", "-t", "--tag", help="NAME[:TAG] of the image, by default its name in the archive.")
 @config_option
 def load(source: Path | None, given: Path | None, name: str | None, config_file: Path | None) -> None:
     """Load the images of an OCI layout, a docker archive, or a root file system.
 
-    SOURCE is a directory, or an archive (plain or compressed); standard input where it is - or left out. A
+    SOURCE is a directory, or an archive (plain or compressed); - or none is standard input. A
     root file system needs a --name and becomes a base.
     """
     from firebuild_bootstrap.errors import InputError
@@ -372,7 +373,7 @@ def load(source: Path | None, given: Path | None, name: str | None, config_file:
 @click.option("--force", "-f", is_flag=True, hidden=True, expose_value=False)
 @config_option
 def rm(tags: tuple[str, ...], config_file: Path | None) -> None:
-    """Remove images: all that are named, or none if one of them is not there."""
+    """Remove images; if one does not exist, none is removed."""
     store = home_from(settings_from(config_file), writable=True).images
     wanted = dict.fromkeys(store.name_of(_tag(tag)) for tag in tags)
     for tag in wanted:
@@ -385,27 +386,27 @@ def rm(tags: tuple[str, ...], config_file: Path | None) -> None:
 @click.argument("new")
 @config_option
 def tag_(tag: str, new: str, config_file: Path | None) -> None:
-    """Give an image one more name; an image that had it before loses it."""
+    """Give an image another name; an image that has this name loses it."""
     home_from(settings_from(config_file), writable=True).images.tag(_tag(tag), _tag(new))
     click.echo(f"{_tag(tag)} is {_tag(new)} too")
 
 
 @images.command()
-@click.option("--all", "-a", "everything", is_flag=True, help="Also images that have a name.")
+@click.option("--all", "-a", "everything", is_flag=True, help="Remove tagged images as well.")
 @click.option(
     "--filter",
     "filters",
     multiple=True,
     metavar="until=…|label=…|label!=…",
-    help="Only images that were made before: until=72h, or a time. Only those with a label, or without: "
-    "label=NAME[=VALUE], label!=NAME[=VALUE]. Repeatable: all have to be so.",
+    help="Remove only images that were made before (until=72h, or a time), or that have or do not have a "
+    "label (label=NAME[=VALUE], label!=NAME[=VALUE]). Repeatable: all must match.",
 )
 @click.option(
     "--keep", type=click.IntRange(min=0), metavar="N", help="Keep the N newest images of each name."
 )
-@click.option("--failed", is_flag=True, help="Also what --keep-on-failure kept in the store.")
+@click.option("--failed", is_flag=True, help="Remove what --keep-on-failure kept in the store as well.")
 @click.option("--dry-run", "-n", is_flag=True, help="Only print what would be removed.")
-@click.option("--force", "-f", is_flag=True, help="Needed where --all leaves no image with a name.")
+@click.option("--force", "-f", is_flag=True, help="Required if --all would leave no tagged image.")
 @config_option
 def prune(
     *,
@@ -417,10 +418,10 @@ def prune(
     force: bool,
     config_file: Path | None,
 ) -> None:
-    """Remove images that were built without a tag, and what crashed builds left behind.
+    """Remove images without a tag, and leftovers of crashed builds.
 
-    Images with a name stay without --all. Bases stay; `firebuild base rm` removes those. Nothing that a
-    running build uses is removed.
+    Tagged images are removed only with --all. Bases are kept; `firebuild base rm` removes them. Nothing that
+    a running build uses is removed.
     """
     from firebuild_bootstrap.errors import InputError
     from firebuild_bootstrap.image.trees import allocated
@@ -491,9 +492,9 @@ def _has(labels: Mapping[str, str], text: str) -> bool:
 @json_option
 @config_option
 def du(as_json: bool, config_file: Path | None) -> None:
-    """Show what the store takes on the disk.
+    """Show the disk usage of the store.
 
-    Holes take nothing, and what images share is counted once in the total.
+    Holes in files do not count, and the total counts what images share once.
     """
     from firebuild_bootstrap.cli.screen import print_table
     from firebuild_bootstrap.image.trees import allocated
@@ -516,19 +517,19 @@ images.add_command(du)
 
 @click.group(cls=Commands)
 def store() -> None:
-    """Look after the store as a whole."""
+    """Check the store."""
 
 
 @store.command()
-@click.option("--repair", is_flag=True, help="Remove what is damaged and of no use any more.")
+@click.option("--repair", is_flag=True, help="Remove damaged and unusable entries.")
 @config_option
 def check(repair: bool, config_file: Path | None) -> None:
-    """Read all that is stored, and compare it with its digests.
+    """Read everything in the store, and compare it with its digests.
 
-    Nothing is changed without --repair, but for digests of layers that nobody has read yet: they are noted
-    for the next check. A store that can't be written is checked, too.
+    Without --repair nothing is changed, except that missing digests of layers are recorded for the next
+    check. A read-only store can be checked, too.
 
-    Exits with 6 where something is wrong, after a line for each that says what to do.
+    Exit status: 0 all is right, 6 something is wrong; a line for each problem says what to do.
     """
     from firebuild_bootstrap.checking import StoreCheck
     from firebuild_bootstrap.errors import MachineError

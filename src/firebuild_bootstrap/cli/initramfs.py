@@ -32,20 +32,20 @@ def initramfs() -> None:
     type=click.Choice(("zstd", "lz4", "gzip", "none")),
     default="zstd",
     show_default=True,
-    help="How it is compressed; the kernel must be able to read that.",
+    help="Compression, which the kernel must support.",
 )
 @click.option(
     "--kernel-modules",
     multiple=True,
     type=FilePath(path_type=Path, exists=True, file_okay=False),
-    help="Modules of a kernel without built-in virtio drivers, as in /lib/modules/RELEASE; may be repeated.",
+    help="Modules of a kernel without built-in virtio drivers, as in /lib/modules/RELEASE; repeatable.",
     metavar="DIR",
 )
 @config_option
 def build(
     output: Path | None, compression: str, kernel_modules: tuple[Path, ...], config_file: Path | None
 ) -> None:
-    """Make the initramfs, or find it in the store, and print its path and size."""
+    """Make the initramfs, unless the store has it, and print its path and size."""
     from firebuild_bootstrap.initramfs import Compression, initramfs_image
     from firebuild_bootstrap.sizes import human_size
 

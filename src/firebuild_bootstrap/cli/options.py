@@ -59,7 +59,7 @@ def config_option(function: FunctionT) -> FunctionT:
         type=FilePath(path_type=Path, dir_okay=False),
         envvar="FIREBUILD_CONFIG",
         show_envvar=True,
-        help="Configuration file (YAML).",
+        help="Configuration file (YAML); without it, none is read.",
     )(function)
 
 

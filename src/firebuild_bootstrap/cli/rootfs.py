@@ -58,11 +58,11 @@ _EPOCH: Final = "SOURCE_DATE_EPOCH"
 
 
 _READY: Final = (
-    ("interval", "DURATION", "Time from one try of --ready to the next"),
-    ("timeout", "DURATION", "How long a try may take"),
-    ("retries", "N", "How many tries have to fail in a row"),
-    ("start-period", "DURATION", "How long tries may fail at first"),
-    ("start-interval", "DURATION", "Time between those"),
+    ("interval", "DURATION", "Time between two attempts of --ready"),
+    ("timeout", "DURATION", "Time limit of an attempt"),
+    ("retries", "N", "Failures in a row after which the image is not ready"),
+    ("start-period", "DURATION", "Time after the start in which failures do not count"),
+    ("start-interval", "DURATION", "Time between two attempts in the start period"),
 )
 
 
@@ -75,7 +75,7 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             "-f",
             metavar="FILE",
             show_default="Dockerfile in the context",
-            help="What to build; - reads it from standard input.",
+            help="Dockerfile to build; - reads it from standard input.",
         ),
         click.option(
             "--context",
@@ -88,7 +88,7 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             "build_contexts",
             multiple=True,
             metavar="NAME=DIR|docker-image://IMAGE|oci-layout://PATH|GIT-URL",
-            help="What FROM and --from find under this name; repeatable.",
+            help="Context that FROM and --from use for this name; repeatable.",
         ),
         click.option(
             "--tag",
@@ -97,7 +97,7 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             multiple=True,
             metavar="NAME[:TAG]",
             shell_complete=complete_tags,
-            help="What to store the image as; repeatable.",
+            help="Name of the image in the store; repeatable.",
         ),
         click.option(
             "--build-arg", "build_args", multiple=True, metavar="NAME[=VALUE]", help="Value for an ARG."
@@ -121,7 +121,7 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
         click.option(
             "--check",
             is_flag=True,
-            help="Build nothing: say what is wrong in the Dockerfile, and what is probably not meant.",
+            help="Build nothing; report errors in the Dockerfile, and probable mistakes.",
         ),
         click.option("--call", type=click.Choice(["build", "check"]), default="build", hidden=True),
         click.option(
@@ -131,36 +131,40 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             envvar="FIREBUILD_PULL",
             show_envvar=True,
             metavar="[=missing|always|never]",
-            help="When a registry is asked for what FROM and --from name; by default the setting "
-            "registries.pull: missing. Alone it is always.",
+            help="When to ask a registry for the images of FROM and --from; by default the setting "
+            "registries.pull: missing. Without a value: always.",
         ),
         click.option("--target", metavar="STAGE", help="Stage to build; the last one by default."),
         click.option(
-            "--no-cache", is_flag=True, help="Execute every step, and keep what comes of it for later builds."
+            "--no-cache", is_flag=True, help="Execute every step, and cache the results for later builds."
         ),
         click.option(
             "--no-cache-filter",
             "no_cache_filter",
             multiple=True,
             metavar="STAGE[,STAGE]",
-            help="The same for these stages, by name or index.",
+            help="The same for these stages only, by name or index.",
         ),
         click.option(
             "--cache-from",
             multiple=True,
             metavar="type=registry,ref=REF|type=local,src=DIR",
-            help="A cache of other machines that is asked for what the store does not have; repeatable.",
+            help="Cache of other machines, for results that the store does not have; repeatable.",
         ),
         click.option(
             "--cache-to",
             multiple=True,
             metavar="type=registry,ref=REF|type=local,dest=DIR[,mode=min|max]",
-            help="Write the results of the steps there for other machines: those of the last stage, or with "
-            "mode=max of every stage; repeatable.",
+            help="Cache to write for other machines: the results of the last stage, or with mode=max of "
+            "every stage; repeatable.",
         ),
-        click.option("--explain-cache", is_flag=True, help="Tell of each stage why it is not cached."),
+        click.option("--explain-cache", is_flag=True, help="Explain for each stage why it is not cached."),
         click.option(
-            "--platform", "platforms", multiple=True, metavar="OS/ARCH", help="Has to be that of this host."
+            "--platform",
+            "platforms",
+            multiple=True,
+            metavar="OS/ARCH",
+            help="Platform of the image; must be that of this host.",
         ),
         click.option(
             "--output",
@@ -183,7 +187,7 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             is_flag=False,
             flag_value="",
             metavar="[=COMMAND]",
-            help="Boot the image, and store it only if COMMAND, by default its HEALTHCHECK, succeeds there.",
+            help="Boot the image, and store it only if COMMAND, by default its HEALTHCHECK, succeeds in it.",
         ),
         *(
             click.option(f"--ready-{name}", metavar=metavar, help=f"{what}, instead of that of HEALTHCHECK.")
@@ -193,19 +197,19 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             "--progress",
             type=click.Choice(PROGRESS),
             show_default="auto, or $BUILDKIT_PROGRESS",
-            help="Live on a terminal and plain in a pipe, always plain, always live, nothing but the id "
-            "of the image, or one JSON event a line.",
+            help="auto: live on a terminal, plain in a pipe; plain: lines; tty: live; quiet: only the id of "
+            "the image; rawjson: one JSON event a line.",
         ),
         click.option("--quiet", "-q", is_flag=True, help="The same as --progress quiet."),
         click.option(
             "--metadata-file",
             type=FilePath(path_type=Path, dir_okay=False),
-            help="Write what `firebuild images inspect` shows to this file.",
+            help="File to write the output of `firebuild images inspect` to.",
         ),
         click.option(
             "--iidfile",
             type=FilePath(path_type=Path, dir_okay=False),
-            help="Write the id of the image to this file.",
+            help="File to write the id of the image to.",
         ),
         click.option(
             "--keep-on-failure",
@@ -213,12 +217,12 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             is_flag=False,
             flag_value="",
             metavar="[=DIR]",
-            help="Keep what is left of a failed build in DIR/BUILD-ID, by default in `failed` in the store.",
+            help="Keep the artifacts of a failed build in DIR/BUILD-ID, by default in `failed` in the store.",
         ),
         click.option(
             "--debug-shell",
             is_flag=True,
-            help="Where a RUN fails, open a shell in its place on this terminal, before its machine stops.",
+            help="If a RUN fails, open a shell in its place on this terminal, before its machine stops.",
         ),
         click.option(
             "--ca",

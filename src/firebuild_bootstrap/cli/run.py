@@ -102,7 +102,7 @@ class _RunCommand(DockerCommand):
     is_flag=True,
     help="Boot the image's own init, /sbin/init or that of --entrypoint, with COMMAND as its arguments.",
 )
-@click.option("--interactive", "-i", is_flag=True, help="Pass standard input on.")
+@click.option("--interactive", "-i", is_flag=True, help="Pass standard input to the command.")
 @click.option("--tty", "-t", is_flag=True, help="Give the command a terminal.")
 @click.option(
     "--ssh-key",
@@ -123,13 +123,13 @@ class _RunCommand(DockerCommand):
     "publish",
     multiple=True,
     metavar="[ADDRESS:]PORT:PORT",
-    help="Have a port of this host, by default of 127.0.0.1, lead to one of the machine (qemu); repeatable.",
+    help="Forward a port of this host, by default on 127.0.0.1, to a port of the machine (qemu); repeatable.",
 )
 @click.option(
     "--detach",
     "-d",
     is_flag=True,
-    help="Print the id of the run when its command has begun, and let it go on: see `firebuild ps`.",
+    help="Run in the background: print the id of the run when its command has begun; see `firebuild ps`.",
 )
 @click.option("--name", metavar="NAME", help="With --detach: a name for the run, besides its id.")
 @click.option("--rm", is_flag=True, help="With --detach: remove the run's record and logs when it ends.")
@@ -138,7 +138,7 @@ class _RunCommand(DockerCommand):
     envvar="FIREBUILD_PULL",
     show_envvar=True,
     metavar="missing|always|never",
-    help="When a registry is asked for IMAGE, instead of as configured.",
+    help="When to ask a registry for IMAGE, instead of as configured.",
 )
 @click.option(
     "--ca", metavar="PROVIDER", shell_complete=complete_providers, help="CA provider to use instead."
@@ -156,11 +156,11 @@ class _RunCommand(DockerCommand):
 @docker_run_options
 @click.pass_obj
 def run(answer: int | None, /, image: str, command: tuple[str, ...], **options: Any) -> None:
-    """Run COMMAND, or what the image says, in a machine whose root file system is IMAGE.
+    """Run COMMAND, or the command of the image, in a machine whose root file system is IMAGE.
 
-    The exit status is that of the command, 128 + N where signal N ended it. It is 125 where firebuild failed,
-    126 where the command can't be executed and 127 where it is not there. What the command writes to its
-    root file system goes with the machine.
+    The exit status is that of the command, or 128 + N if signal N ended it. It is 125 if firebuild failed,
+    126 if the command can't be executed and 127 if it does not exist. What the command writes to its root
+    file system is discarded with the machine.
     """
     if options["detach"] and answer is None:
         sys.exit(start_in_background(sys.argv))

@@ -165,7 +165,7 @@ _run_arguments = click.argument(
 
 
 @click.command(cls=DockerCommand)
-@click.option("--all", "-a", "everything", is_flag=True, help="Also those that have ended.")
+@click.option("--all", "-a", "everything", is_flag=True, help="Show runs that have ended as well.")
 @click.option("--quiet", "-q", is_flag=True, help="Only the ids.")
 @json_option
 @config_option
@@ -194,12 +194,12 @@ class _Lines(click.IntRange):
 
 @click.command(cls=DockerCommand)
 @_run_argument
-@click.option("--follow", "-f", is_flag=True, help="Go on until the run has ended.")
-@click.option("--tail", "-n", metavar="N", type=_Lines(0), help="Begin with the last N lines, not with all.")
-@click.option("--timestamps", "-t", is_flag=True, help="Begin each line with the time when it came.")
+@click.option("--follow", "-f", is_flag=True, help="Follow the output until the run ends.")
+@click.option("--tail", "-n", metavar="N", type=_Lines(0), help="Begin with the last N lines.")
+@click.option("--timestamps", "-t", is_flag=True, help="Begin each line with its time.")
 @config_option
 def logs(run: str, follow: bool, tail: int | None, timestamps: bool, config_file: Path | None) -> None:
-    """Print what a detached run has written, to standard output and standard error as it did."""
+    """Print the output of a detached run, on standard output and standard error as the command wrote it."""
     found = _runs(config_file).find(run)
     with found.watched():
         _print(found.output(follow=follow, tail=tail), timestamps)
@@ -236,11 +236,11 @@ def _print(pieces: Iterable[Piece], timestamps: bool) -> None:
     type=click.FloatRange(0, 86400),
     default=10.0,
     show_default=True,
-    help="How long the command has before its machine is ended.",
+    help="Seconds until the machine is ended.",
 )
 @config_option
 def stop(runs: tuple[str, ...], seconds: float, config_file: Path | None) -> None:
-    """Ask the commands of detached runs to end, with the image's STOPSIGNAL, and then end their machines."""
+    """Stop detached runs: send the image's STOPSIGNAL to their commands, then end their machines."""
     found = _found(runs, config_file)
     _print_ids(found, lambda run: run.stop(seconds))
 
@@ -251,7 +251,7 @@ def stop(runs: tuple[str, ...], seconds: float, config_file: Path | None) -> Non
 def wait(runs: tuple[str, ...], config_file: Path | None) -> None:
     """Wait until detached runs have ended, and print the exit status of each.
 
-    It is - where the process of the run was killed.
+    It prints - if the process of the run was killed.
     """
     from firebuild_bootstrap.errors import GuestLost
     from firebuild_bootstrap.runs import Run
@@ -270,10 +270,10 @@ def wait(runs: tuple[str, ...], config_file: Path | None) -> None:
 
 @click.command(cls=DockerCommand)
 @_run_arguments
-@click.option("--force", "-f", is_flag=True, help="Stop a run that has not ended, without waiting for it.")
+@click.option("--force", "-f", is_flag=True, help="Kill a run that has not ended.")
 @config_option
 def rm(runs: tuple[str, ...], force: bool, config_file: Path | None) -> None:
-    """Remove what is kept of detached runs that have ended."""
+    """Remove the records and logs of detached runs that have ended."""
 
     def remove(run: Run) -> None:
         if force:

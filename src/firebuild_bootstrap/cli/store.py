@@ -55,7 +55,7 @@ def base() -> None:
 )
 @config_option
 def import_(name: str, path: Path, image_config: Path | None, config_file: Path | None) -> None:
-    """Keep a directory or tar archive as the base NAME[:TAG], replacing an older one."""
+    """Import a directory or tar archive as the base NAME[:TAG], and replace an older one."""
     config = _read_config(image_config)
     with watched(config_file) as home:
         kept = home.bases.import_base(name, path, config)
@@ -66,7 +66,7 @@ def import_(name: str, path: Path, image_config: Path | None, config_file: Path 
 @click.argument("name", default="host")
 @config_option
 def from_host(name: str, config_file: Path | None) -> None:
-    """Make a base of this machine's own shell and core tools; needs no download and no root."""
+    """Make a base from this machine's own shell and core tools, without a download and without root."""
     with watched(config_file) as home:
         kept = home.bases.create_from_host(name)
     _print_base(kept)
@@ -76,7 +76,7 @@ def from_host(name: str, config_file: Path | None) -> None:
 @json_option
 @config_option
 def list_(as_json: bool, config_file: Path | None) -> None:
-    """List the bases: name, when they were imported, size, digest."""
+    """List the bases with the time of their import, size and digest."""
     from firebuild_bootstrap.cli.screen import moment, print_table
     from firebuild_bootstrap.sizes import human_size
 
@@ -93,7 +93,7 @@ def list_(as_json: bool, config_file: Path | None) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_bases)
 @config_option
 def rm(names: tuple[str, ...], config_file: Path | None) -> None:
-    """Remove bases, all that are named or none if one is not there; images built from them stay."""
+    """Remove bases; if one does not exist, none is removed. Images built from them are kept."""
     from firebuild_bootstrap.image.names import Reference
 
     store = home_from(settings_from(config_file), writable=True).bases
@@ -151,7 +151,7 @@ def _read_config(path: Path | None) -> ImageConfig | None:
 
 @click.group(cls=Commands)
 def cache() -> None:
-    """Show and remove what builds keep for later ones."""
+    """Show and prune the cache of builds."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,8 @@ class _Row:
 def du(as_json: bool, config_file: Path | None) -> None:
     """Show what is in the cache: results of steps, unpacked bases, drives of machines, cache mounts.
 
-    The least recently used come first. The origin is the cache of another machine from which a result came.
+    The least recently used entries come first. The origin is the cache of another machine from which a result
+    came.
     """
     from firebuild_bootstrap.cli.screen import print_table
     from firebuild_bootstrap.image.drives import snapshot_drives
@@ -221,20 +222,32 @@ def du(as_json: bool, config_file: Path | None) -> None:
 
 
 @cache.command()
-@click.option("--all", "-a", "everything", is_flag=True, help="All that no build uses at this moment.")
+@click.option(
+    "--all", "-a", "everything", is_flag=True, help="Remove all entries that no running build uses."
+)
 @click.option(
     "--max-size",
     "--keep-storage",
     "--max-used-space",
     metavar="SIZE",
-    help="Until no more is left than, for example, 5GiB.",
-)
-@click.option("--older-than", metavar="DURATION", help="What was not used for, for example, 72h or 2w.")
-@click.option(
-    "--filter", "filters", multiple=True, metavar="until=DURATION", help="The same, as Docker has it."
+    help="Remove entries until the cache has at most this size, for example 5GiB.",
 )
 @click.option(
-    "--imported", is_flag=True, help="What came from caches of other machines, which still have it."
+    "--older-than",
+    metavar="DURATION",
+    help="Remove entries that were not used for this time, for example 72h or 2w.",
+)
+@click.option(
+    "--filter",
+    "filters",
+    multiple=True,
+    metavar="until=DURATION",
+    help="The same as --older-than, in Docker's syntax.",
+)
+@click.option(
+    "--imported",
+    is_flag=True,
+    help="Remove entries that came from caches of other machines, which still have them.",
 )
 @click.option("--dry-run", "-n", is_flag=True, help="Only print what would be removed.")
 @click.option("--force", "-f", is_flag=True, hidden=True, expose_value=False)
@@ -249,11 +262,11 @@ def prune(
     dry_run: bool,
     config_file: Path | None,
 ) -> None:
-    """Remove from the cache, the least recently used first, and never what a running build uses.
+    """Remove entries from the cache, the least recently used first, but none that a running build uses.
 
-    Without options: results that no build can find any more, unpacked bases without results, and drives of
-    virtual machines, which are rewritten on demand. Cache mounts are removed by --all and --older-than, and
-    by --max-size if they alone exceed it.
+    Without options it removes results that no build can find any more, unpacked bases without results, and
+    drives of virtual machines, which are rewritten on demand. Cache mounts are removed by --all and
+    --older-than, and by --max-size if they alone exceed it.
     """
     from firebuild_bootstrap.sizes import human_size
 
@@ -409,8 +422,9 @@ def age_of(filters: Sequence[tuple[str, str]]) -> float | None:
 def rm_tree(directories: tuple[Path, ...], config_file: Path | None) -> None:
     """Remove directories that `--output dir,dest=DIR` or `--keep-on-failure` wrote.
 
-    Their files may belong to subordinate ids of yours, so that `rm -r` can't remove them without root; this
-    removes them in the id mapping of builds. Other file systems that are mounted in there stay.
+    Their files may belong to your subordinate ids, so that `rm -r` can't remove them without root. This
+    command removes them in the id mapping of builds. It does not touch other file systems mounted below
+    DIR.
     """
     home = home_from(settings_from(config_file))
     wanted = [_checked(directory, home) for directory in directories]
