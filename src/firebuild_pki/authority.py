@@ -30,7 +30,7 @@ from firebuild_pki.errors import (
     ProviderError,
     UnsupportedOperation,
 )
-from firebuild_pki.guarded import make_provider, settings_notes
+from firebuild_pki.guarded import make_provider, provider_context, settings_notes
 from firebuild_pki.issuing import (
     DEFAULT_TTL,
     Backend,
@@ -576,16 +576,15 @@ def open_authority(
     elif not isinstance(settings, CASettings):
         settings = validate(CASettings, Document({"ca": settings}), at="ca")
     identity = Identity(random_build_id() if build_id is None else build_id, settings.name_suffix)
-    context = ProviderContext(
-        clock,
-        os.environ if environ is None else environ,
-        lambda text: report(f"ca-provider({settings.provider}): {one_line(text)}"),
-        patient,
-        settings.name_suffix,
-        settings.catalog.load_key_store,
-        identity.server,
-        tuple(name for one in ((names,) if isinstance(names, str) else names) for name in Names.of(one).all),
-        lifetime,
+    context = replace(
+        provider_context(settings, clock, os.environ if environ is None else environ),
+        report=lambda text: report(f"ca-provider({settings.provider}): {one_line(text)}"),
+        patient=patient,
+        domain=identity.server,
+        names=tuple(
+            name for one in ((names,) if isinstance(names, str) else names) for name in Names.of(one).all
+        ),
+        lifetime=lifetime,
     )
     return Authority(settings, identity, context, check, checked_labels(labels or {}))
 

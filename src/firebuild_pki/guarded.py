@@ -19,6 +19,7 @@ from firebuild_pki.errors import (
 from firebuild_pki.provider import (
     Capability,
     CAProvider,
+    Clock,
     Note,
     Profile,
     ProviderContext,
@@ -237,6 +238,19 @@ def settings_notes(settings: CASettings, provider: GuardedProvider) -> tuple[Not
     return notes
 
 
+def provider_context(settings: CASettings, clock: Clock, environ: Mapping[str, str]) -> ProviderContext:
+    """Return what a provider may use of the world, with all that the settings know of it.
+
+    Args:
+        settings: the section ``ca``.
+        clock: the current time.
+        environ: where secret references are resolved.
+    """
+    return ProviderContext(
+        clock, environ, name_suffix=settings.name_suffix, key_store=settings.catalog.load_key_store
+    )
+
+
 def check_settings(settings: CASettings, environ: Mapping[str, str] | None = None) -> tuple[Note, ...]:
     """Let the selected provider look at its settings, without any I/O.
 
@@ -254,7 +268,8 @@ def check_settings(settings: CASettings, environ: Mapping[str, str] | None = Non
     problem = settings.suffix_problem()
     if problem is not None:
         raise SettingsError([problem])
-    provider = make_provider(settings, ProviderContext(utc_now, os.environ if environ is None else environ))
+    context = provider_context(settings, utc_now, os.environ if environ is None else environ)
+    provider = make_provider(settings, context)
     try:
         return settings_notes(settings, provider)
     finally:

@@ -28,6 +28,7 @@ from firebuild_pki import (
     SettingsError,
     SignatureAlgorithm,
     StoredKey,
+    check_settings,
     ecdsa_der,
     hookimpl,
     open_authority,
@@ -196,11 +197,19 @@ def test_what_can_be_said_of_a_uri_is_said_before_the_store_is_opened(store: Sto
     assert refusal(lambda: check_key_uri("mem:other", around)) == expected
     document = Document({"ca": {"provider": "file", "file": {"ca_cert": "ca.pem", "ca_key": "mem:other"}}})
     settings = validate(CASettings, document, at="ca", context={"catalog": store.plugin(spec)})
-    with pytest.raises(SettingsError, match=r"ca\.file\.ca_key: mem:other: there is no such key"):
-        open_authority(settings)
+    for use in (open_authority, check_settings):
+        with pytest.raises(SettingsError, match=r"ca\.file\.ca_key: mem:other: there is no such key"):
+            use(settings)
     assert store.opened == []
     with pytest.raises(ProviderLoadError, match="check_uri of its KeyStoreSpec cannot be called"):
         store.plugin(replace(spec, check_uri=cast(Any, 5))).load_key_store("mem")
+
+
+def test_settings_with_a_key_in_a_store_are_accepted_before_anything_is_opened(store: Store) -> None:
+    """`config check` and `ca check` look at them without a build."""
+    document = Document({"ca": {"provider": "file", "file": {"ca_cert": "ca.pem", "ca_key": "mem:p256"}}})
+    assert check_settings(validate(CASettings, document, at="ca", context={"catalog": store.plugin()})) == ()
+    assert store.opened == []
 
 
 @pytest.mark.parametrize(

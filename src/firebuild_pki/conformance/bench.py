@@ -19,6 +19,7 @@ from firebuild_pki.config import CASettings, validate
 from firebuild_pki.conformance.contract import Violation
 from firebuild_pki.display import counted
 from firebuild_pki.documents import Document
+from firebuild_pki.guarded import provider_context
 from firebuild_pki.issuing import Waiting, awaited
 from firebuild_pki.keys import KeyType, PrivateKey, generate_key
 from firebuild_pki.plugins import PluginCatalog
@@ -155,7 +156,7 @@ class Bench:
     @property
     def context(self) -> ProviderContext:
         """What the provider may use of the world."""
-        return ProviderContext(self.clock, self.environ)
+        return provider_context(self.settings, self.clock, self.environ)
 
     def with_section(self, section: Mapping[str, Any]) -> Bench:
         """Make a bench with another section ``ca``."""
