@@ -23,6 +23,8 @@ from firebuild_bootstrap.image.layertrees import LayerTrees
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.store import ImageStore, StoredImage
 from firebuild_bootstrap.layers.tree import file_digest
+from firebuild_bootstrap.removal import remove_tree
+from firebuild_bootstrap.runs import RECORD, Runs
 from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
@@ -73,7 +75,15 @@ class StoreCheck:
             MachineError: this process may open too few files, which says nothing about the store.
         """
         allow_open_files(0)
-        for part in (self._blobs, self._bases, self._images, self._layers, self._records, self._drives):
+        for part in (
+            self._blobs,
+            self._bases,
+            self._images,
+            self._layers,
+            self._records,
+            self._drives,
+            self._runs,
+        ):
             try:
                 yield from part()
             except OSError as error:
@@ -215,12 +225,25 @@ class StoreCheck:
     def _drives(self) -> Iterator[Finding]:
         for root in files_in(self._home.root / "drives"):
             contents = ContentStore(root, durable=False)
-            for key in contents.names():
+            try:
+                names = contents.names()
+            except MachineError as error:
+                yield _unreadable(error)
+                continue
+            for key in names:
                 if not contents.link(key).exists() and contents.has(key):
                     remedy = "--repair removes its name; it is written again when it is needed"
                     yield Finding(
                         f"drive {key[0]}: its files are gone", remedy, partial(contents.discard, key)
                     )
+
+    def _runs(self) -> Iterator[Finding]:
+        for directory in Runs(self._home.root).unknown():
+            yield Finding(
+                f"{directory / RECORD} is missing or damaged, and its run has ended",
+                "--repair removes what is kept of the run",
+                partial(remove_tree, directory),
+            )
 
 
 def _again(tag: Reference) -> str:

@@ -12,6 +12,7 @@ from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.bases import BaseStore, PullPolicy
 from firebuild_bootstrap.image.blobs import BlobStore
+from firebuild_bootstrap.image.content_store import may_enter
 from firebuild_bootstrap.image.forms import held_form
 from firebuild_bootstrap.image.intake import Intake
 from firebuild_bootstrap.image.layertrees import LayerTrees
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.image.outgoing import Outgoing
 
 IdChoice = Literal["auto", "full", "subids", "single"]
+# Where users have directories of their own; images and bases have records, which tell of them.
+_PRIVATE = (
+    *("*", "blobs/*", "builds/*", "failed/*", "layers/*", "runs/*", "drives/*", "drives/*/content/*"),
+    *("cache-mounts/*", "cache-mounts/*/*", "cache-mounts/*/*/*"),
+)
 
 
 class Home:
@@ -202,6 +208,14 @@ class Home:
     def workspace(self, build_id: str) -> Workspace:
         """Make the private directory of one build; see `Workspace`."""
         return Workspace(self.root, build_id, self.idmap, check=self.check, tasks=self.tasks)
+
+    def closed(self) -> list[Path]:
+        """Return the directories of this one that only another user may enter: builds, runs and the like.
+
+        What lies deeper may belong to subordinate ids of this user.
+        """
+        there = (path for pattern in _PRIVATE for path in self.root.glob(pattern))
+        return sorted(path for path in there if path.is_dir() and not may_enter(path))
 
     def retire_dead(self) -> None:
         """Have the cache hold what dead builds had finished; costs next to nothing without any."""

@@ -19,7 +19,7 @@ import re
 import signal
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal
 
 from firebuild_bootstrap.errors import MALFORMED, InputError, MachineError, remedy_of
-from firebuild_bootstrap.image.content_store import lock_file
+from firebuild_bootstrap.image.content_store import files_in, lock_file
 from firebuild_bootstrap.machine.cleanup import LOCK, own
 from firebuild_bootstrap.removal import remove_tree
 from firebuild_pki.display import counted
@@ -38,6 +38,8 @@ Stream = Literal["stdout", "stderr"]
 
 LOG_BYTES: Final = 32 << 20
 """Of one file of output; there are two of them, and the older is given up for a new one."""
+RECORD: Final = "run.json"
+"""The file of a run that says what runs."""
 _WATCHED: Final = "watched"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _MOST_BYTES: Final = 16 << 20  # of run.json: what is read is bounded, and 2 MiB of arguments are 12 at most
@@ -278,8 +280,11 @@ class Runs:
     def __init__(self, store: Path) -> None:
         self._directory = store / "runs"
 
-    def list(self) -> list[Run]:
-        """Return all, the newest first.
+    def list(self, damaged: Callable[[MachineError], object] = lambda _: None) -> list[Run]:
+        """Return all that can be read, the newest first.
+
+        Args:
+            damaged: told of each of the others, but for those of other users.
 
         Raises:
             MachineError: the store can't be read.
@@ -292,20 +297,51 @@ class Runs:
             raise MachineError(
                 f"{self._directory} can't be read: {error.strerror}", hint=remedy_of(error)
             ) from error
-        found = [run for path in directories if (run := _run(path)) is not None]
+        found = []
+        for path in directories:
+            try:
+                run = _run(path)
+            except MachineError as error:
+                damaged(error)
+                continue
+            if run is not None:
+                found.append(run)
         return sorted(found, key=lambda run: (run.record.created, run.record.id), reverse=True)
+
+    def unknown(self) -> Iterator[Path]:
+        """Yield the directories of runs of which nothing is known, and whose processes live no more.
+
+        Raises:
+            OSError: the store can't be read.
+        """
+        with ExitStack() as held:
+            with suppress(OSError):  # there are no runs, or nobody can begin one where this can't write
+                held.enter_context(lock_file(self._directory / LOCK))
+            for directory in files_in(self._directory):
+                with suppress(OSError):  # a file, a run that goes on, or another user's
+                    os.close(own(directory, fcntl.LOCK_SH))
+                    try:
+                        known = _run(directory) is not None
+                    except MachineError:
+                        known = False
+                    if not known:
+                        yield directory
 
     def find(self, text: str) -> Run:
         """Return the run with a name, an id, or an id that begins so.
 
         Raises:
             InputError: there is none, or there are several.
+            MachineError: there is none, and one whose `run.json` is damaged.
         """
-        runs = self.list()
+        damaged: list[MachineError] = []
+        runs = self.list(damaged.append)
         exact = [run for run in runs if text in (run.record.name, run.record.id)]
         found = exact or [run for run in runs if text and run.record.id.startswith(text)]
         if len(found) == 1:
             return found[0]
+        if damaged and not found:
+            raise damaged[0]
         several = ", ".join(run.record.id for run in found[:5])
         raise InputError(
             f"{text!r} is the start of several ids: {several}" if found else f"there is no run {text!r}",
@@ -340,7 +376,7 @@ class Runs:
                 directory.mkdir(mode=0o700)
                 lock = own(directory)
                 (directory / _WATCHED).touch(0o600)
-                _write(directory / "run.json", asdict(record))
+                _write(directory / RECORD, asdict(record))
         except OSError as error:
             if lock >= 0:
                 os.close(lock)
@@ -376,7 +412,7 @@ class RunWriter:
         """Take note that the command runs; never raises."""
         self.record = replace(self.record, started=now(), command=tuple(command))
         with suppress(OSError):
-            _write(self._directory / "run.json", asdict(self.record))
+            _write(self._directory / RECORD, asdict(self.record))
 
     def write(self, stream: Stream, data: bytes) -> None:
         """Keep what came; never raises."""
@@ -449,14 +485,25 @@ def _names(run: Run) -> tuple[str, ...]:
 
 
 def _run(directory: Path) -> Run | None:
-    members = _read(directory / "run.json")
-    if members is None:
-        return None
+    """Return a run; None where it is being made or removed, and where it is another user's.
+
+    Raises:
+        MachineError: its `run.json` is damaged.
+    """
+    path = directory / RECORD
+    members = _read(path)
     try:
+        if members is None:
+            if not os.access(path, os.R_OK):
+                return None
+            raise TypeError
         record = Record(**members)
         record = replace(record, command=_texts(record.command), ports=_texts(record.ports))
-    except TypeError:
-        return None
+    except TypeError as error:
+        raise MachineError(
+            f"{path} is damaged, so that nothing is known of this run",
+            hint="`firebuild store check --repair` removes it unless it goes on",
+        ) from error
     return Run(directory, record)
 
 

@@ -459,3 +459,81 @@ def test_what_is_left_out_of_a_list_is_named_and_the_rest_is_shown(cli: Cli) -> 
     )
     assert "image.json is damaged: No such file or directory (remove b:1 and build it again)" in done.err
     assert "error: what is shown is not all: 2 records of the store can't be read" in done.err
+
+
+def test_a_prune_names_the_records_that_it_could_not_read(cli: Cli) -> None:
+    Path("Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    for tag in ("a:1", "b:1"):
+        cli("build", "-q", "--tag", tag, "--no-cache", ".")
+    cli("build", "-q", "--no-cache", ".")
+    untagged = next(cli.home.glob("images/names/untagged/*/latest")).resolve()
+    damaged = (cli.home / "images/names/library/b/1").resolve() / "image.json"
+    for record in (damaged, untagged / "image.json"):
+        record.write_text("{")
+    for command in (("images",), ("images", "--all", "--keep", "1"), ("cache",)):
+        for dry in (("--dry-run",), ()):
+            done = cli(command[0], "prune", *command[1:], *dry, status=6)
+            assert f"warning: {damaged} is damaged: " in done.err
+            assert "1 record of the store can't be read" in done.err or dry or command != ("images",)
+            assert ("freed" in done.out) != bool(dry)
+    assert not untagged.exists()
+    assert damaged.exists(), "its name may be all that is left to tell what it was"
+    cli("images", "rm", "b:1")
+    for command in (("images",), ("images", "--all", "--keep", "1"), ("cache",)):
+        assert "damaged" not in cli(command[0], "prune", *command[1:]).err
+
+
+def test_a_damaged_record_of_a_step_is_told_by_the_cache_and_goes_with_its_layer(cli: Cli) -> None:
+    Path("Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    cli("build", "-q", "--tag", "a:1", ".")
+    cli("images", "rm", "a:1")
+    record = next(cli.home.glob("layers/*/cache/records/*"))
+    record.write_text("{")
+    done = cli("cache", "du", "--json", status=6)
+    assert f"warning: {record} is damaged (`firebuild cache prune` removes it)" in done.err
+    for verb, dry in (("would remove", ("--dry-run",)), ("removed", ())):
+        lines = cli("cache", "prune", *dry).out.splitlines()
+        assert lines[0] == f"{verb} record {record.name}, which is damaged"
+        assert lines[1].startswith(f"{verb} step {record.name}, without a record (")
+    assert lines[2] == f"freed {lines[1].rpartition('(')[2].rstrip(')')}"
+    assert cli("cache", "prune").out == "freed 0 B\n"
+    cli("cache", "du")
+
+
+def test_a_run_of_which_nothing_is_known_is_named_and_repaired(cli: Cli) -> None:
+    lost = cli.home / "runs" / "run-1"
+    (cli.home / "runs" / "run-2").mkdir(parents=True)
+    lost.mkdir()
+    (lost / "run.json").write_text("{")
+    for command in (("ps",), ("ps", "--all", "--json"), ("rm", "run-1")):
+        done = cli(*command, status=6)
+        assert f"{lost}/run.json is damaged" in done.err
+        assert "store check --repair" in done.err
+    assert len(cli("store", "check", status=6).out.splitlines()) == 2
+    assert cli("store", "check", "--repair").out.count("is missing or damaged") == 2
+    assert list((cli.home / "runs").glob("run-*")) == []
+    assert cli("ps", "--all", "--json").out == "[]\n"
+
+
+@pytest.mark.needs("root")
+def test_what_only_another_user_may_enter_is_named_where_its_size_is_missing(cli: Cli) -> None:
+    parts = ("runs/run-1", "builds/b", "cache-mounts/other", "cache-mounts/ours/id/0", "drives/a/content/id")
+    closed = {cli.home / part for part in parts}
+    for path in closed:
+        path.mkdir(mode=0o700, parents=True)
+        os.chown(path, 54321, 54321)
+    less = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+    environ = {**os.environ, "FIREBUILD_HOME": str(cli.home)}
+    for command in (["du"], ["cache", "du"]):
+        done = subprocess.run(
+            [*less, BIN / "firebuild", *command],
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 6, done
+        named = re.findall(r"warning: (\S+) belongs to another user: its size is not known", done.stderr)
+        assert sorted(map(Path, named)) == sorted(closed)
+        assert "what is shown is not all: 5 records" in done.stderr
+        assert "total" in done.stdout

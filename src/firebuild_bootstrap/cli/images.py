@@ -20,10 +20,10 @@ from firebuild_bootstrap.cli.options import (
     config_option,
     home_from,
     json_option,
+    leave_out_closed,
     listing,
     read_size,
     settings_from,
-    warn,
     watched,
 )
 from firebuild_bootstrap.cli.output import check_paths, check_stdout, print_json, read_outputs, send
@@ -438,30 +438,41 @@ def prune(
             "--all would remove every image of the store",
             hint="say which with --filter until=72h or --keep 3, try it with --dry-run, or insist: --force",
         )
-    for tag in _unwanted(home, everything, filters, keep or 0):
+    with listing("not all could be looked at") as leave_out:
+        if everything or filters or keep:
+            unwanted = _unwanted(home, everything, filters, keep or 0, leave_out)
+        else:
+            unwanted = [tag for tag in home.images.names() if tag.is_untagged]  # also damaged ones
+        for tag in unwanted:
+            if not dry_run:
+                with suppress(InputError):  # somebody was faster
+                    home.images.remove(tag)
+            click.echo(f"{verb} {tag}")
+        if not (everything or filters or keep):
+            home.images.list(leave_out)
+        for directory in _entries(home.root / "failed") if failed else ():
+            if not dry_run:
+                home.trees.remove(directory)
+            click.echo(f"{verb} {one_line(str(directory))}")
         if not dry_run:
-            with suppress(InputError):  # somebody was faster
-                home.images.remove(tag)
-        click.echo(f"{verb} {tag}")
-    for directory in _entries(home.root / "failed") if failed else ():
-        if not dry_run:
-            home.trees.remove(directory)
-        click.echo(f"{verb} {one_line(str(directory))}")
-    if not dry_run:
-        _sweep(home)
-        click.echo(f"freed {human_size(max(before - allocated(home.root), 0))}")
+            _sweep(home)
+            click.echo(f"freed {human_size(max(before - allocated(home.root), 0))}")
 
 
-def _unwanted(home: Home, everything: bool, filters: tuple[str, ...], keep: int) -> list[Reference]:
+def _unwanted(
+    home: Home,
+    everything: bool,
+    filters: tuple[str, ...],
+    keep: int,
+    leave_out: Callable[[FirebuildError], None],
+) -> list[Reference]:
     """Return the images to remove: those without a name, or all, but for what the filters and `keep` keep."""
     given = read_filters(filters, *_FILTERS)
-    if not (everything or given or keep):
-        return [tag for tag in home.images.names() if tag.is_untagged]  # also damaged ones
     age = age_of(given)
     newest = datetime.now(UTC).timestamp() - (age or 0.0)
     kept = Counter[str]()
     unwanted = []
-    for image in sorted(home.images.list(warn), key=_created, reverse=True):
+    for image in sorted(home.images.list(leave_out), key=_created, reverse=True):
         if not (everything or image.tag.is_untagged):
             continue
         kept[image.tag.name] += 1
@@ -502,6 +513,7 @@ def du(as_json: bool, config_file: Path | None) -> None:
 
     home = home_from(settings_from(config_file))
     with listing() as leave_out:
+        leave_out_closed(home, leave_out)
         used = list(_usage(home, leave_out))
         total = allocated(home.root)
         if as_json:

@@ -240,8 +240,13 @@ def warn(error: FirebuildError) -> None:
 
 
 @contextmanager
-def listing() -> Iterator[Callable[[FirebuildError], None]]:
+def listing(
+    incomplete: str = "what is shown is not all",
+) -> Iterator[Callable[[FirebuildError], None]]:
     """Give what takes the errors of single things that a list leaves out, each of which is shown.
+
+    Args:
+        incomplete: says what comes of that.
 
     Raises:
         MachineError: at the end of the block, where there was one: who reads the list has to know.
@@ -256,8 +261,18 @@ def listing() -> Iterator[Callable[[FirebuildError], None]]:
     yield leave_out
     if left:
         raise MachineError(
-            f"what is shown is not all: {counted(left, 'record')} of the store can't be read",
+            f"{incomplete}: {counted(left, 'record')} of the store can't be read",
             hint="`firebuild store check` says what to do about each",
+        )
+
+
+def leave_out_closed(home: Home, leave_out: Callable[[FirebuildError], None]) -> None:
+    """Tell `leave_out` of each directory of a store that this user may not enter: its size is not known."""
+    for directory in home.closed():
+        leave_out(
+            MachineError(
+                f"{directory} belongs to another user: its size is not known", hint="ask as that user"
+            )
         )
 
 

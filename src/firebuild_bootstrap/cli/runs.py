@@ -20,7 +20,7 @@ import click
 
 from firebuild_bootstrap.cli.docker import DockerCommand
 from firebuild_bootstrap.cli.failure import SIGNALS, report
-from firebuild_bootstrap.cli.options import config_option, home_from, json_option, settings_from
+from firebuild_bootstrap.cli.options import config_option, home_from, json_option, listing, settings_from
 from firebuild_bootstrap.cli.output import print_json
 from firebuild_pki.display import block, one_line
 
@@ -173,15 +173,17 @@ def ps(everything: bool, quiet: bool, as_json: bool, config_file: Path | None) -
     """List the runs that were started with `firebuild run --detach`, the newest first."""
     from firebuild_bootstrap.cli.screen import print_table
 
-    found = [(run, alive) for run in _runs(config_file).list() if (alive := run.is_alive) or everything]
-    if as_json:
-        print_json([_document(run, alive) for run, alive in found])
-    elif quiet:
-        for run, _ in found:
-            click.echo(run.record.id)
-    else:
-        rows = [_row(run, alive) for run, alive in found]
-        print_table(("ID", "NAME", "IMAGE", "COMMAND", "MACHINE", "STATUS", "PORTS"), rows)
+    with listing() as leave_out:
+        runs = _runs(config_file).list(leave_out)
+        found = [(run, alive) for run in runs if (alive := run.is_alive) or everything]
+        if as_json:
+            print_json([_document(run, alive) for run, alive in found])
+        elif quiet:
+            for run, _ in found:
+                click.echo(run.record.id)
+        else:
+            rows = [_row(run, alive) for run, alive in found]
+            print_table(("ID", "NAME", "IMAGE", "COMMAND", "MACHINE", "STATUS", "PORTS"), rows)
 
 
 class _Lines(click.IntRange):

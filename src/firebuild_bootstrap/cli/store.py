@@ -17,13 +17,14 @@ from firebuild_bootstrap.cli.options import (
     config_option,
     home_from,
     json_option,
+    leave_out_closed,
     listing,
     read_size,
     settings_from,
     watched,
 )
 from firebuild_bootstrap.cli.output import print_json
-from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_pki.display import counted, one_line
 from firebuild_pki.homes import read_small
 from firebuild_pki.values import dataclass
@@ -197,28 +198,32 @@ def du(as_json: bool, config_file: Path | None) -> None:
     from firebuild_bootstrap.solve.cache_mounts import cache_mounts
 
     home = home_from(settings_from(config_file))
-    bases = {base.digest: base.name for base in home.bases.list()}
-    rows = [_of_layer(use, bases) for use in home.cache.usage()]
-    rows += [_of_drive(drive) for drive in snapshot_drives(home.root)]
-    rows += [_of_mount(mount) for mount in cache_mounts(home.root)]
-    total = sum(row.size for row in rows)
-    if as_json:
-        print_json({"bytes": total, "entries": [row.as_json() for row in rows]})
-        return
-    cells = [
-        (
-            row.key[:_SHORT],
-            one_line(row.text, _WIDTH),
-            human_size(row.size),
-            _time(row.created) or "-",
-            _time(row.last_used) or "-",
-            "yes" if row.in_use else "image" if row.named else "no",
-            one_line(row.origin, _WIDTH) or "-",
-        )
-        for row in rows
-    ]
-    header = ("KEY", "STEP", "SIZE", "CREATED", "LAST USED", "IN USE", "ORIGIN")
-    print_table(header, [*cells, ("total", f"{len(rows)} entries", human_size(total), "", "", "", "")])
+    with listing() as leave_out:
+        leave_out_closed(home, leave_out)
+        for path in home.cache.damaged_records():
+            leave_out(MachineError(f"{path} is damaged", hint="`firebuild cache prune` removes it"))
+        bases = {base.digest: base.name for base in home.bases.list(leave_out)}
+        rows = [_of_layer(use, bases) for use in home.cache.usage()]
+        rows += [_of_drive(drive) for drive in snapshot_drives(home.root)]
+        rows += [_of_mount(mount) for mount in cache_mounts(home.root)]
+        total = sum(row.size for row in rows)
+        if as_json:
+            print_json({"bytes": total, "entries": [row.as_json() for row in rows]})
+            return
+        cells = [
+            (
+                row.key[:_SHORT],
+                one_line(row.text, _WIDTH),
+                human_size(row.size),
+                _time(row.created) or "-",
+                _time(row.last_used) or "-",
+                "yes" if row.in_use else "image" if row.named else "no",
+                one_line(row.origin, _WIDTH) or "-",
+            )
+            for row in rows
+        ]
+        header = ("KEY", "STEP", "SIZE", "CREATED", "LAST USED", "IN USE", "ORIGIN")
+        print_table(header, [*cells, ("total", f"{len(rows)} entries", human_size(total), "", "", "", "")])
 
 
 @cache.command()
@@ -276,11 +281,15 @@ def prune(
     home = home_from(settings_from(config_file), writable=not dry_run)
     verb = "would remove" if dry_run else "removed"
     freed = 0
-    for kind, text, size in _prune(home, limits, dry_run=dry_run):
-        click.echo(f"{verb} {kind} {one_line(text, _WIDTH)} ({human_size(size)})")
-        freed += size
-    if not dry_run:
-        click.echo(f"freed {human_size(freed)}")
+    with listing("which layers images need is not known in full") as leave_out:
+        home.images.list(leave_out)
+        for path in home.cache.damaged_records():
+            click.echo(f"{verb} record {path.name}, which is damaged")
+        for kind, text, size in _prune(home, limits, dry_run=dry_run):
+            click.echo(f"{verb} {kind} {one_line(text, _WIDTH)} ({human_size(size)})")
+            freed += size
+        if not dry_run:
+            click.echo(f"freed {human_size(freed)}")
 
 
 @dataclass(frozen=True)

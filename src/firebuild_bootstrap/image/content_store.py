@@ -452,6 +452,11 @@ def files_in(folder: Path) -> list[Path]:
         return []
 
 
+def may_enter(directory: Path) -> bool:
+    """Whether this user may list what is in a directory, and open it; one of another user is private."""
+    return os.access(directory, os.R_OK | os.X_OK)
+
+
 def try_lock(descriptor: int) -> bool:
     """Take the exclusive lock of an open file; False where somebody else has it."""
     try:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from firebuild_bootstrap.image.content_store import ContentStore, files_in
+from firebuild_bootstrap.image.content_store import ContentStore, files_in, may_enter
 from firebuild_bootstrap.image.layertrees import (
     ArchiveLayer,
     Layer,
@@ -124,9 +124,9 @@ class DriveUsage:
 
 
 def snapshot_drives(home: Path) -> list[DriveUsage]:
-    """Return all snapshot drives of a store, least recently used first."""
+    """Return the snapshot drives of a store that this user may enter, least recently used first."""
     found = []
-    for root in files_in(home / "drives"):
+    for root in filter(may_enter, files_in(home / "drives")):
         contents = ContentStore(root)
         for key in contents.names():
             path = contents.link(key)

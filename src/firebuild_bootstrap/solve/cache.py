@@ -55,7 +55,7 @@ class Entry:
 
     Args:
         id: its key in the store of layers, which no other layer ever has; of a base, its digest.
-        key: the key that it is a result of; empty for a base.
+        key: the key that it is a result of; empty for a base, and where the record is lost or damaged.
         parent: what it lies on: the id of a layer, the digest of a base, several of them as `above` names
             them, or `LINKED`; empty for none.
         size: bytes that it takes on the disk.
@@ -92,7 +92,7 @@ class Entry:
     @property
     def is_base(self) -> bool:
         """Whether it is an unpacked base or image rather than the result of an operation."""
-        return not self.key
+        return ID.fullmatch(self.id) is None
 
 
 @dataclass(frozen=True)
@@ -353,8 +353,7 @@ class Cache:
                     survey.forget(entry)
                     total -= entry.size
                     removed.append(entry)
-            if not dry_run:
-                self._drop_orphans(survey)
+            removed += self._drop_orphans(survey, dry_run=dry_run)
         if sweep and not dry_run:
             self.trees.sweep()
         return removed
@@ -386,7 +385,7 @@ class Cache:
             MachineError, InputError: the store can't be written.
         """
         with self._changing():
-            self._drop_orphans(self._survey())
+            self._drop_orphans(self._survey(), dry_run=False)
 
     # --- records ---------------------------------------------------------------------------------
 
@@ -515,16 +514,25 @@ class Cache:
             (self._record_files / entry.id).unlink(missing_ok=True)
         return True
 
-    def _drop_orphans(self, survey: _Survey) -> None:
-        """Remove what crashes left: layers, records and keys that do not belong together."""
-        for name in os.listdir(self._record_files):
+    def _drop_orphans(self, survey: _Survey, *, dry_run: bool) -> list[Entry]:
+        """Remove layers, records and keys that do not belong together, and return the layers of them.
+
+        Crashes leave such, and damage to a record.
+        """
+        dropped = []
+        for name in () if dry_run else os.listdir(self._record_files):
             if name not in survey.entries:
                 (self._record_files / name).unlink()
-        for name in os.listdir(self._keys):
+        for name in () if dry_run else os.listdir(self._keys):
             if self._identity(name) not in survey.entries:
                 (self._keys / name).unlink()
-        for name in survey.used.keys() - survey.entries.keys() - survey.named:
-            self.trees.discard(name, unused=True)
+        for name in sorted(survey.used.keys() - survey.entries.keys() - survey.named):
+            there = self.trees.path(name).is_dir()
+            size = self.trees.size(name) if there else 0
+            done = not self.trees.in_use(name) if dry_run else self.trees.discard(name, unused=True)
+            if done and there:
+                dropped.append(Entry(name, "", "", size, f"{name}, without a record", 0.0))
+        return dropped
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

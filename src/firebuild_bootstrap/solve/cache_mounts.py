@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from firebuild_bootstrap.image.content_store import files_in, try_lock
+from firebuild_bootstrap.image.content_store import files_in, may_enter, try_lock
 from firebuild_bootstrap.image.trees import allocated
 from firebuild_pki.values import dataclass
 
@@ -42,11 +42,11 @@ class CacheMountUsage:
 
 
 def cache_mounts(home: Path) -> list[CacheMountUsage]:
-    """Return all cache mounts of a store, least recently used first."""
+    """Return the cache mounts of a store that this user may enter, least recently used first."""
     found: list[CacheMountUsage] = []
     folders = [home / "cache-mounts"]
     for _ in range(3):
-        folders = [below for folder in folders for below in files_in(folder)]
+        folders = [below for folder in filter(may_enter, folders) for below in files_in(folder)]
     for lock in (folder / "lock" for folder in folders):
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # being removed, or another's
             with _locked(lock) as free:
