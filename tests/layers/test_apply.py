@@ -412,7 +412,26 @@ def test_directories_that_the_archive_does_not_list_get_no_time_of_this_machine(
     make_tar: MakeTar, root: Path
 ) -> None:
     run(make_tar((info("x/y/z"), b"1")), root)
-    assert [(root / name).stat().st_mtime for name in ("x", "x/y")] == [0, 0]
+    assert [(root / name).stat().st_mtime for name in (".", "x", "x/y")] == [0, 0, 0]
+
+
+def test_what_the_archive_adds_to_directories_leaves_their_times(make_tar: MakeTar, root: Path) -> None:
+    for name in (".", "usr", "usr/lib", "etc", "listed"):
+        (root / name).mkdir(exist_ok=True)
+    (root / "etc" / "old").touch()
+    (root / "lib").symlink_to("usr/lib")
+    for number, name in enumerate(("usr/lib", "usr", "etc", "listed", ".")):
+        os.utime(root / name, (1000 + number, 1000 + number))
+    listed = tarfile.TarInfo("listed")
+    listed.type, listed.mode, listed.mtime = tarfile.DIRTYPE, 0o755, 7
+    whiteout = info("etc/.wh.old"), b""
+    members = ((info(name), b"1") for name in ("lib/a", "lib/made/b", "etc/c", "usr/d", "e", "listed/f"))
+    with open(make_tar(*members, (listed, b""), whiteout), "rb") as source, Root(str(root)) as target:
+        apply(LayerReader(source.fileno(), whiteouts=True), target)
+    times = {name: (root / name).stat().st_mtime for name in (".", "usr", "usr/lib", "usr/lib/made", "etc")}
+    assert times == {".": 1004, "usr": 1001, "usr/lib": 1000, "usr/lib/made": 0, "etc": 1002}
+    assert (root / "listed").stat().st_mtime == 7
+    assert not (root / "etc" / "old").exists()
 
 
 def test_a_tree_may_be_deeper_than_descriptors_and_paths_are_long(tmp_path: Path, root: Path) -> None:

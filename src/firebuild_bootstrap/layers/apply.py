@@ -121,7 +121,8 @@ def apply(layer: EntrySource, root: Root, *, devices: bool = False, marks: str =
     """Write all entries of a layer into a tree, and remove what its whiteouts name.
 
     Symbolic links on the way to an entry are followed as if the root were `/`; one at the entry's own place
-    is replaced. A directory that no entry describes is made with 0755, for root and with the time 0.
+    is replaced. A directory that no entry describes is made with 0755, for root and with the time 0; one that
+    was there keeps its time, whatever comes to lie in it. So the same layers are the same tree at any time.
 
     Args:
         layer: read to its end.
@@ -150,7 +151,9 @@ class _Application:
         self._directories: dict[str, Entry] = {}
         self._remembered = 0
         # Whiteouts mean the layers below, and not this one; where nothing is below they mean nothing.
-        self._removes = layer.whiteouts and not marks and bool(os.listdir(root.descriptor))
+        filled = bool(os.listdir(root.descriptor))
+        self._removes = layer.whiteouts and not marks and filled
+        self._root_time = os.fstat(root.descriptor).st_mtime_ns if filled else 0
         self._written: set[int] = set()  # hashes of paths, which are keyed and take a third of the memory
 
     def run(self) -> UnpackReport:
@@ -165,6 +168,7 @@ class _Application:
                     raise DamagedArchive(f"{name} is a longer name or link than Linux allows") from error
             for path in self._place.made:
                 self._directories.setdefault(path, Entry(path, DIRECTORY, 0o755))
+            self._restore_times()
             for path in sorted(self._directories, reverse=True):  # children first: a mode may lock them out
                 descriptor = self._place.existing(path)
                 if descriptor is not None:
@@ -175,6 +179,16 @@ class _Application:
         finally:
             self._place.close()
         return UnpackReport(**self._counts, examples=self._examples)
+
+    def _restore_times(self) -> None:
+        """Give the directories that no entry describes the times that they had before."""
+        for path, time in {**self._place.found, "": self._root_time}.items():
+            if path in self._directories or (descriptor := self._place.existing(path)) is None:
+                continue
+            try:
+                os.utime(descriptor, ns=(time, time))
+            finally:
+                os.close(descriptor)
 
     def _lost(self, what: _Loss, name: str) -> None:
         self._counts[what] += 1
@@ -370,7 +384,9 @@ class _Descent:
         self._paths: list[str] = []
         self._descriptors: list[int] = []  # of `paths`; -1 where it is closed to keep their number low
         self.made: list[str] = []
-        """Directories that were missing, as far as their paths fit into 16 MiB."""
+        """Directories that were missing, as far as their paths and those of `found` fit into 16 MiB."""
+        self.found: dict[str, int] = {}
+        """The times of directories that were there when they were entered first."""
         self._noted = 0
         self._missing = 0
         self._size = 0  # of all `paths`
@@ -417,7 +433,9 @@ class _Descent:
 
     def _enter(self, parent: int, name: str, path: str, make: bool) -> int:
         try:
-            return os.open(name, _ENTER, dir_fd=parent)
+            descriptor = os.open(name, _ENTER, dir_fd=parent)
+            self._note(path, descriptor)
+            return descriptor
         except FileNotFoundError:
             if not make:
                 raise
@@ -439,13 +457,24 @@ class _Descent:
             with self._root.locate(path, parents=_OWNER if make else None) as place:
                 if make and place.status() is None:
                     os.mkdir(place.name, 0o755, dir_fd=place.directory)
-                return place.open(os.O_RDONLY | os.O_DIRECTORY)
+                    self._noted += len(place.path)
+                    if self._noted < _NOTED:
+                        self.made.append(place.path[1:])
+                descriptor = place.open(os.O_RDONLY | os.O_DIRECTORY)
+                self._note(place.path[1:], descriptor)
+                return descriptor
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise DamagedArchive(f"/{path}: its symbolic links form a loop") from error
             if error.errno == errno.ENOTDIR:
                 raise DamagedArchive(f"/{path} is needed as a directory and is not one") from error
             raise
+
+    def _note(self, path: str, descriptor: int) -> None:
+        """Remember the time of a directory, into which something is about to be written."""
+        if path not in self.found and self._noted < _NOTED:
+            self._noted += len(path)
+            self.found[path] = os.fstat(descriptor).st_mtime_ns
 
     def _push(self, path: str, descriptor: int) -> None:
         self._paths.append(path)
