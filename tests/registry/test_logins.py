@@ -306,6 +306,14 @@ def test_a_registry_token_is_sent_as_it_is(small: Small, client: Client) -> None
             "an entry of auths is not in base64",
         ),
         (
+            json.dumps({"auths": {"registry.example": {"auth": "dXNlcg=="}}}),
+            "the auth of an entry of auths is not the base64 of USER:PASSWORD",
+        ),
+        (
+            json.dumps({"auths": {"registry.example": {"identitytoken": 5}}}),
+            "identitytoken of an entry of auths is not a text",
+        ),
+        (
             json.dumps({"auths": {"registry.example": {"registrytoken": "a\nb"}}}),
             "a registrytoken in auths can't be a header of HTTP",
         ),

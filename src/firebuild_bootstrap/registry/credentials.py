@@ -197,7 +197,11 @@ def _by_host(section: object) -> dict[str, object]:
 def _of_entry(entry: Mapping[str, object], source: str) -> Credentials | None:
     def text(name: str) -> str:
         value = entry.get(name)
-        return value if isinstance(value, str) else ""
+        if not isinstance(value, str | None):  # what is in it is not shown: it may be a secret
+            raise InputError(
+                f"{one_line(source)}: {name} of an entry of auths is not a text", hint=_LOG_IN_AGAIN
+            )
+        return value or ""
 
     username, password = text("username"), text("password")
     if text("auth"):
@@ -210,7 +214,12 @@ def _of_entry(entry: Mapping[str, object], source: str) -> Credentials | None:
                 f"{one_line(source)}: an entry of auths is not in base64",
                 hint=_LOG_IN_AGAIN,
             ) from None
-        username, _, password = decoded.rstrip("\0").partition(":")
+        username, colon, password = decoded.rstrip("\0").partition(":")
+        if not colon:
+            raise InputError(
+                f"{one_line(source)}: the auth of an entry of auths is not the base64 of USER:PASSWORD",
+                hint=_LOG_IN_AGAIN,
+            )
     found = Credentials(source, username, password, text("identitytoken"), text("registrytoken"))
     if not (found.registry_token.isascii() and found.registry_token.isprintable()):
         raise InputError(
