@@ -43,7 +43,6 @@ NOT_YET = [
     "…: the blob … of … was cut off after … of …",
     "…: …: a login at …: it answered … …",
     "…: …: a login at …: it answered … …; it asks to wait for …",
-    "…: …: it answered … …; it asks to wait for …",
 ]
 _MOST = 6  # words of one run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.registry import transport
 from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.pull import Pulled, Registries
+from firebuild_bootstrap.registry.transport import STRANGER
 from registry.conftest import Client
 from registry.servers import CA, Handler, Image, Small, always, descriptor, digest, once, small_registry
 
@@ -527,6 +529,27 @@ def test_the_status_of_an_answer_says_what_to_do(
     small.behaviours.append(always("/manifests/", lambda handler: handler.answer(status)))
     error = failure(client.registries(small.host, attempts=1), client, f"{small.host}/web:1")
     assert remedy in (error.hint or "")
+
+
+def test_an_image_that_is_not_whole_and_a_page_in_its_place_say_what_to_do(
+    small: Small, client: Client
+) -> None:
+    image = Image()
+    small.add(image, "1")
+    del small.blobs[digest(image.layers[0])]
+    error = failure(client.registries(small.host), client, f"{small.host}/web:1")
+    assert "push that again" in (error.hint or "")
+    html = {"Content-Type": "text/html; charset=utf-8"}
+    small.behaviours.append(always("/manifests/", lambda handler: handler.answer(200, b"<html>", **html)))
+    error = failure(client.registries(small.host), client, f"{small.host}/web:1")
+    assert (error.message, error.hint) == (f"{small.host}: the manifest of web:1 is a web page", STRANGER)
+
+
+def test_the_time_to_wait_is_in_whole_seconds(small: Small, client: Client) -> None:
+    late = {"Retry-After": "Fri, 31 Dec 2100 23:59:59 GMT"}
+    small.behaviours.append(always("/manifests/", lambda handler: handler.answer(429, b"", **late)))
+    error = failure(client.registries(small.host), client, f"{small.host}/web:1")
+    assert re.search("it asks to wait for [0-9]{9,} seconds", error.message)
 
 
 @pytest.mark.parametrize("what", ["manifest", "configuration", "layer"])

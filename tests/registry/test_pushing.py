@@ -265,6 +265,23 @@ def test_what_goes_elsewhere_or_becomes_something_else_is_refused(small: Small, 
         pushed(small, client)
 
 
+@pytest.mark.parametrize(
+    ("path", "status", "remedy"),
+    [
+        ("/blobs/uploads/", 405, "it is read-only"),
+        ("/blobs/uploads/", 507, "no space left"),
+        ("/manifests/", 409, "push under another one"),
+    ],
+)
+def test_the_status_of_a_refused_push_says_what_to_do(
+    small: Small, client: Client, path: str, status: int, remedy: str
+) -> None:
+    small.behaviours.append(always(path, lambda handler: handler.answer(status)))
+    with pytest.raises(RegistryError, match=f"it answered {status}") as caught:
+        pushed(small, client)
+    assert remedy in (caught.value.hint or "")
+
+
 def test_a_blob_that_is_not_in_the_store_is_missed_before_anything_is_sent(
     small: Small, client: Client
 ) -> None:

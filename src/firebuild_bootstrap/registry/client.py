@@ -23,7 +23,7 @@ from firebuild_bootstrap.registry.answers import (
     is_downgrade,
     shown_url,
 )
-from firebuild_bootstrap.registry.transport import Readable, Registry, Response
+from firebuild_bootstrap.registry.transport import STRANGER, Readable, Registry, Response
 from firebuild_pki.addresses import joined
 from firebuild_pki.display import counted, one_line
 from firebuild_pki.values import dataclass
@@ -123,6 +123,8 @@ class Repository:
 
         def get() -> Received:
             with self.send("GET", path, what, headers=_ACCEPT) as response:
+                if response.headers.get("Content-Type", "").startswith("text/html"):
+                    raise RegistryError(f"{self.registry.host}: {what} is a web page", hint=STRANGER)
                 announced = _length(response)
                 if announced is not None and announced > MAX_DOCUMENT:
                     raise RegistryError(

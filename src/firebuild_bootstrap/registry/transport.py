@@ -71,7 +71,7 @@ _HINTS: Final = {
     LATE: SLOW,
     NAMELESS: "is the name right, and this machine connected to the network?",
 }
-_STRANGER: Final = "is it the registry that answers there? `curl -v` shows what does"
+STRANGER: Final = "is it the registry that answers there? `curl -v` shows what does"
 _PROGRESS: Final = 1 << 20
 _STORING: Final = 10
 # What may be otherwise a moment later (RFC 9110, section 15; 429 is of RFC 6585).
@@ -215,7 +215,7 @@ class Registry:
         response = self._logged_in(call, tuple(scopes), repository)
         try:
             if response.status not in expected:
-                raise self._refused(response, what)
+                raise self._refused(response, what, call=call)
             yield response
         except BaseException:
             response.close()  # the rest of it would be taken for the next answer
@@ -283,7 +283,7 @@ class Registry:
             if not location:
                 raise RegistryError(
                     f"{self.host}: {call.what}: it redirects without saying where to",
-                    hint=_STRANGER,
+                    hint=STRANGER,
                 )
             target = joined(url, location)
             if is_downgrade(url, target):
@@ -294,7 +294,7 @@ class Registry:
             url = target
         raise RegistryError(
             f"{self.host}: {call.what}: it redirects more than {_MAX_REDIRECTS} times",
-            hint=_STRANGER,
+            hint=STRANGER,
         )
 
     def _exchange(self, call: _Call, url: str, authorization: str) -> Response:
@@ -459,7 +459,7 @@ class Registry:
         if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
             raise RegistryError(
                 f"{self.host}: the answer of {shown_url(realm)} to the login is not a token",
-                hint=_STRANGER,
+                hint=STRANGER,
             )
         # It must not end on the way.
         return _Token(token, self._around.clock() + max(0.0, min(seconds, 3600.0) - 5.0))
@@ -484,7 +484,9 @@ class Registry:
         said = error_words(body) or f"{status} {HTTPStatus(status).phrase}"  # an answer to HEAD has no body
         return RegistryError(f"{self.host}: {what}: {why}: {said}", hint=hint, status=status)
 
-    def _refused(self, response: Response, what: str, body: bytes | None = None) -> RegistryError:
+    def _refused(
+        self, response: Response, what: str, body: bytes | None = None, call: _Call | None = None
+    ) -> RegistryError:
         if body is None:
             body = self._drained(response)
         status = response.status
@@ -494,10 +496,10 @@ class Registry:
             phrase = "unknown status"
         said = error_words(body)
         after = read_retry_after(response.headers.get("Retry-After"))
-        wait = f"; it asks to wait for {counted(after, 'second')}" if after else ""
+        wait = f"; it asks to wait for {counted(round(after), 'second')}" if after else ""
         return RegistryError(
             f"{self.host}: {what}: it answered {status} {phrase}{f': {said}' if said else ''}{wait}",
-            hint=_remedy(status),
+            hint=_remedy(status, call),
             status=status,
             passing=status in _PASSING,
             after=after,
@@ -562,8 +564,19 @@ def _is_unreached(chain: Sequence[BaseException]) -> bool:
     return not numbers.isdisjoint((errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH))
 
 
-def _remedy(status: int) -> str | None:
+def _remedy(status: int, call: _Call | None) -> str | None:
     """Return the hint for a status that no login and no second try changes."""
+    writes = call is not None and call.method not in ("GET", "HEAD")
+    if status == HTTPStatus.NOT_FOUND and call is not None and not writes and "/blobs/" in call.url:
+        return "what names it is not whole there: push that again, or name a mirror in registries.hosts"
+    if status == HTTPStatus.METHOD_NOT_ALLOWED and writes:
+        return "nothing can be pushed there: it is read-only, or passes on what another registry has"
+    if status == HTTPStatus.CONFLICT and writes:
+        return "if that tag may not be changed there, push under another one"
+    return _usual_remedy(status)
+
+
+def _usual_remedy(status: int) -> str | None:
     match status:
         case HTTPStatus.FORBIDDEN:
             return "the login, if there is one, may not do that there, or a proxy in between forbids it"
@@ -571,6 +584,8 @@ def _remedy(status: int) -> str | None:
             return "is the name right, and the tag there?"
         case HTTPStatus.TOO_MANY_REQUESTS:
             return "log in, which often raises the limit, or name a mirror in registries.hosts"
+        case HTTPStatus.INSUFFICIENT_STORAGE:
+            return "the registry has no space left, or what you may use of it"
         case _ if status >= 500:
             return "the registry itself has failed: its log says why; try again later"
     return None
