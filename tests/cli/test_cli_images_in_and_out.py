@@ -274,6 +274,39 @@ def test_a_root_file_system_becomes_a_base(cli: Cli, tmp_path: Path) -> None:
     assert files == read(tmp_path / "two.tar")
 
 
+def test_what_can_t_be_loaded_is_named_wherever_it_comes_from(cli: Cli, tmp_path: Path) -> None:
+    firebuild = [str(Path(sys.executable).parent / "firebuild"), "images", "load", "--name", "x"]
+    environ = {**os.environ, "FIREBUILD_HOME": str(cli.home)}
+    empty = b'{"manifests": []}'
+    for name, files, why in (
+        (
+            "none.tar",
+            {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}', "index.json": empty},
+            ": there is no",
+        ),
+        ("files.tar", {}, " is an archive without files"),
+        (
+            "old.tar",
+            {"repositories": b"{}", "1/layer.tar": b""},
+            " is an image as `docker save` wrote it before",
+        ),
+    ):
+        source = packed(files, tmp_path / name)
+        refused = cli("images", "load", source, "--name", "x", status=2).err
+        assert refused.startswith(f"error: {source}{why}")
+        if name == "old.tar":
+            assert "`docker load` takes it" in refused
+            assert cli("base", "import", "x", source, status=2).err == refused
+        done = subprocess.run(
+            firebuild, input=source.read_bytes(), capture_output=True, env=environ, check=False
+        )
+        assert done.returncode == 2
+        assert done.stderr.decode().startswith(f"error: standard input{why}")
+    cut = (tmp_path / "old.tar").read_bytes()[:700]
+    done = subprocess.run(firebuild, input=cut, capture_output=True, env=environ, check=False)
+    assert done.stderr.startswith(b"error: standard input is damaged: ")
+
+
 @pytest.mark.needs("skopeo")
 def test_layers_go_out_as_they_are_asked_for_and_the_image_is_the_same(built: Path, cli: Cli) -> None:
     identity = json.loads(cli("images", "inspect", "app:1").out)["id"]

@@ -249,19 +249,22 @@ def test_artifacts_beside_an_image_are_left_out_and_what_is_wrong_is_named(
     assert str(image.tag) == "made:1"
     entry["platform"] = {"os": "linux", "architecture": "s390x"}
     files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode()
-    with pytest.raises(InputError, match=r"^made:1: there is no image for linux/"):
+    with pytest.raises(InputError, match=r"/other\.tar: made:1: there is no image for linux/"):
         load(home, packed(files, tmp_path / "other.tar"))
 
 
 def test_a_root_file_system_is_handed_on(home: Home, tmp_path: Path) -> None:
-    found: list[bool] = []
-    for source in (
+    found: list[tuple[bool, str]] = []
+    sources = (
         packed({"bin/sh": b"", "manifest.json": b"[]"}, tmp_path / "root.tar"),
         written({"etc/passwd": b"", "oci-layout": b""}, tmp_path / "root"),
-    ):
-        loaded = home.intake.load(source, home.root, root=lambda path: found.append(path.exists()))
+    )
+    for source in sources:
+        loaded = home.intake.load(
+            source, home.root, root=lambda path, called: found.append((path.exists(), called))
+        )
         assert loaded == Loaded("")
-    assert found == [True, True]
+    assert found == [(True, str(source)) for source in sources]
 
 
 def test_layers_that_a_power_failure_has_taken_are_unpacked_again(home: Home, tmp_path: Path) -> None:
@@ -417,9 +420,11 @@ def test_no_list_of_a_docker_archive_has_more_than_1024_members(
 
 
 def test_an_error_about_a_layer_names_no_file_of_the_store(home: Home, tmp_path: Path) -> None:
+    archive = packed(Made([b"text" * 200]).layout(), tmp_path / "image.tar")
     with pytest.raises(InputError) as caught:
-        load(home, packed(Made([b"text" * 200]).layout(), tmp_path / "image.tar"))
-    assert re.fullmatch(r"the layer sha256:\w+ can't be unpacked: the archive [^/]+", caught.value.message)
+        load(home, archive)
+    message = caught.value.message.removeprefix(f"{archive}: ")
+    assert re.fullmatch(r"the layer sha256:\w+ can't be unpacked: the archive [^/]+", message)
 
 
 def test_indexes_in_indexes_end_somewhere(home: Home, tmp_path: Path) -> None:

@@ -342,16 +342,16 @@ def load(source: Path | None, given: Path | None, name: str | None, config_file:
     if str(source) == "-" and os.isatty(0):
         raise InputError("standard input is a terminal", hint="name a directory or an archive")
     wanted = _tag(name) if name is not None else None
-    what = "standard input" if str(source) == "-" else one_line(str(source))
     notes: dict[str, None] = {}
     with watched(config_file) as home:
 
-        def root(path: Path) -> None:
+        def root(path: Path, what: str) -> None:
             if wanted is None:
                 raise InputError(
-                    f"{what} is a root file system, which has no name", hint="add --name NAME[:TAG]"
+                    f"{one_line(what)} is a root file system, which has no name",
+                    hint="add --name NAME[:TAG]",
                 )
-            kept = home.bases.import_base(str(wanted), path)
+            kept = home.bases.import_base(str(wanted), path, called=what)
             click.echo(f"loaded {kept.name} (root file system)  {kept.digest}")
 
         home.root.mkdir(parents=True, exist_ok=True)

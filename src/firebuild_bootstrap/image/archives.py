@@ -45,7 +45,7 @@ def decompress(source: Path, target: Path, *, limit: int | None = None, name: st
     return size, f"sha256:{digest.hexdigest()}"
 
 
-def check_root_archive(archive: Path, source: Path) -> None:
+def check_root_archive(archive: Path, source: Path | str) -> None:
     """Make sure that an uncompressed archive is complete and can be the root of a file system.
 
     Args:
@@ -89,7 +89,7 @@ def _check_hard_link(entry: Entry, directories: set[str]) -> None:
         directories.discard(entry.path)
 
 
-def refuse_container_image(source: Path, names: Set[str]) -> None:
+def refuse_container_image(source: Path | str, names: Set[str]) -> None:
     """Refuse what holds an image's layers and not its files, by the `names` at its top.
 
     Raises:
@@ -103,13 +103,19 @@ def refuse_container_image(source: Path, names: Set[str]) -> None:
             "an image as skopeo writes it into a directory (manifest.json, version)",
         ),
         ({"manifest.json"}, "an image as `docker save` writes it (manifest.json)"),
+        ({"repositories"}, _OLD),
     )
     for members, kind in kinds:
         if members <= names and not names & _ROOTS:
-            raise InputError(f"{source} is {kind}, expected the files of a root directory", hint=_LOAD)
+            hint = _SAVE_AGAIN if kind == _OLD else _LOAD
+            raise InputError(f"{source} is {kind}, expected the files of a root directory", hint=hint)
 
 
 _ROOTS: Final = frozenset({"bin", "etc", "lib", "usr"})
+_OLD: Final = "an image as `docker save` wrote it before Docker 1.10 (repositories, without manifest.json)"
+_SAVE_AGAIN: Final = (
+    "`docker load` takes it, and what `docker save` writes then is for `firebuild images load`"
+)
 _LOAD: Final = "`firebuild images load` takes images with their layers, and FROM names them then"
 _ZIP_HINT: Final = "unpack it, and import the directory"
 # What people take for an archive of a root directory: offset, first bytes, what it is, and what to do.
@@ -142,7 +148,7 @@ _OTHERS: Final[tuple[tuple[int, bytes, str, str], ...]] = (
 )
 
 
-def _refuse_others(archive: Path, source: Path) -> None:
+def _refuse_others(archive: Path, source: Path | str) -> None:
     """Say what it is, if it is something else that people take for an archive."""
     with open(archive, "rb") as content:
         start = content.read(max(offset for offset, *_ in _OTHERS) + 16)

@@ -126,10 +126,18 @@ class BaseStore:
         if self._images is not None:
             self._images.close()
 
-    def import_base(self, name: str, source: Path, config: ImageConfig | None = None) -> Base:
+    def import_base(
+        self, name: str, source: Path, config: ImageConfig | None = None, *, called: str = ""
+    ) -> Base:
         """Keep a directory or tar archive (plain, gz, bz2, xz, zst) as the base `name`.
 
         An older base of that name is replaced.
+
+        Args:
+            name: of the base.
+            source: the directory or archive.
+            config: what its images inherit.
+            called: what the source is called in messages, by default its path.
 
         Raises:
             InputError: the name or the source is wrong.
@@ -137,25 +145,26 @@ class BaseStore:
         """
         from firebuild_bootstrap.image.archives import check_root_archive, decompress, refuse_container_image
 
+        called = called or str(source)
         if not source.exists():
-            raise InputError(f"{source} does not exist", hint="expected a directory or a tar archive")
+            raise InputError(f"{called} does not exist", hint="expected a directory or a tar archive")
 
         if source.is_dir():
-            refuse_container_image(source, _names_in(source))
+            refuse_container_image(called, _names_in(source))
 
         def fill(archive: Path) -> PackedFile:
             if source.is_dir():
                 return self._trees().pack(source, archive)
             try:
-                with self._tasks.task(f"reading {source.name}", measure=lambda: file_size(archive)):
-                    size, digest = decompress(source, archive)
+                with self._tasks.task(f"reading {Path(called).name}", measure=lambda: file_size(archive)):
+                    size, digest = decompress(source, archive, name=called)
             except OSError as error:
                 raise MachineError(
-                    f"{source} could not be copied into the store at {archive.parent}: {error.strerror}",
+                    f"{called} could not be copied into the store at {archive.parent}: {error.strerror}",
                     hint="is the file readable, and is there space on the disk?",
                 ) from error
             with self._tasks.task("checking the archive", total=size):
-                check_root_archive(archive, source)
+                check_root_archive(archive, called)
             return PackedFile(size, digest)
 
         return self._keep(name, fill, config or ImageConfig())

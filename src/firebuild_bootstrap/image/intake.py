@@ -175,7 +175,7 @@ class Intake:
         name: Reference | None = None,
         only: str | None = None,
         report: Callable[[UnpackReport], object] = lambda _: None,
-        root: Callable[[Path], object] = lambda _: None,
+        root: Callable[[Path, str], object] = lambda *_: None,
     ) -> Loaded:
         """Take all images in that a directory or archive has.
 
@@ -185,7 +185,7 @@ class Intake:
             name: of the image, if there is one only; by default what it is called there.
             only: take one image, and give it no name: that with this tag or digest, or the only one if empty.
             report: as for `take_in`.
-            root: called with the path of a root file system, while that can be read.
+            root: called with the path of a root file system, while that can be read, and what it is called.
 
         Raises:
             InputError: as `take_in`; it is neither; an image has no name.
@@ -193,16 +193,16 @@ class Intake:
         """
         from firebuild_bootstrap.image import layouts
 
-        with layouts.opened(source, spool) as (files, path):
+        with layouts.naming(source), layouts.opened(source, spool) as (files, path):
             kind = layouts.kind_of(files)
             if not kind:
-                root(path)
+                root(path, layouts.called(source))
                 return Loaded("")
             found = layouts.images_in(files, self._platform, only or "")
             if only is not None:
                 found = [_chosen(found, only, source)]
             elif problem := _unnamed(found, name):
-                raise InputError(f"{source} has {problem[0]}", hint=problem[1])
+                raise InputError(f"{layouts.called(source)} has {problem[0]}", hint=problem[1])
             images = []
             for each in found:
                 check_image(each.manifest, each.document, self._platform)  # before a byte of it is copied

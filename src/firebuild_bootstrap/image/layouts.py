@@ -175,6 +175,26 @@ class FilesInArchive:
         return io.BufferedReader(_Part(self._file.fileno(), *place), _PIECE)
 
 
+def called(source: Path) -> str:
+    """Return what to call a directory or archive in messages."""
+    return "standard input" if source == STDIN else str(source)
+
+
+@contextmanager
+def naming(source: Path) -> Iterator[None]:
+    """Name the directory or archive in errors of the block that do not say where something is wrong.
+
+    Raises:
+        InputError: such an error.
+    """
+    try:
+        yield
+    except InputError as error:
+        if called(source) in error.message:
+            raise
+        raise InputError(f"{called(source)}: {error.message}", hint=error.hint) from error
+
+
 @contextmanager
 def opened(source: Path, spool: Path) -> Iterator[tuple[Files, Path]]:
     """Open a directory or archive, which may be compressed, or be a pipe.
@@ -197,7 +217,7 @@ def opened(source: Path, spool: Path) -> Iterator[tuple[Files, Path]]:
         try:
             file = cleanup.enter_context(open(source, "rb", buffering=0))
         except OSError as error:
-            raise InputError(f"{source} can't be read: {error.strerror}") from error
+            raise InputError(f"{called(source)} can't be read: {error.strerror}") from error
         try:
             counted = _Counted(file)
             reader = decompressed(counted.buffered)
@@ -207,9 +227,9 @@ def opened(source: Path, spool: Path) -> Iterator[tuple[Files, Path]]:
                 # Nobody else sees it, and it is gone whoever is killed.
                 archive = cleanup.enter_context(TemporaryFile(dir=spool, buffering=0))
                 counted.copy_bounded(reader, _Unbuffered(archive.fileno()), spool)
-            yield FilesInArchive(archive, str(source)), Path(f"/proc/self/fd/{archive.fileno()}")
+            yield FilesInArchive(archive, called(source)), Path(f"/proc/self/fd/{archive.fileno()}")
         except DamagedArchive as error:
-            raise InputError(f"{source} is damaged: {error.message}", hint=error.hint) from error
+            raise InputError(f"{called(source)} is damaged: {error.message}", hint=error.hint) from error
 
 
 def decompress_bounded(source: Path, out: Sink, target: Path) -> None:
