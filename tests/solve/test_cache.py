@@ -277,7 +277,9 @@ def test_what_crashes_leave_is_not_found_and_is_removed(store: Store, tmp_path: 
         other.trees.adopt(f"{'0' * 16}-{'0' * 16}", store.directory("no record"))
     for name in "cdef":
         assert store.found(name) == 0
-    assert [entry.text for entry in store.open().prune()] == ["RUN c"]
+    removed = ["RUN c", *sorted(f"{name}, without a record" for name in (f"{'0' * 16}-{'0' * 16}", d.id))]
+    assert [entry.text for entry in store.open().prune(dry_run=True)] == removed
+    assert [entry.text for entry in store.open().prune()] == removed
     assert store.layers() == ["a", "b"]
     assert len(list((cache / "keys").iterdir())) == len(list((cache / "records").iterdir())) == 2
     assert store.chain("a", "b", "c")[2].text == "RUN c"
