@@ -28,10 +28,11 @@ pytestmark = [
 
 SCRIPT = """
 b() { busybox "$@"; }
+ulimit -n; ulimit -n 524288; ulimit -n
 b hostname; b cat /etc/hostname; b grep -c processor /proc/cpuinfo
 b awk '/MemTotal/ { print $2 < 400000 }' /proc/meminfo
 echo $LEVEL; b touch /file 2>&1 | b grep -o Read-only; b df -k / | b awk 'END { print $2 < 60000 }' >&2
-b nc -ll -p 8080 -e /bin/busybox cat &
+b nc -ll -p 80 -e /bin/busybox cat &
 trap 'echo heard; exit 9' TERM; echo up; while :; do b sleep 0.2; done
 """
 
@@ -54,22 +55,21 @@ def echoed(port: int, data: bytes) -> bytes:
 
 
 def test_the_command_has_the_machine_that_was_asked_for(firebuild: Firebuild, configure: Any) -> None:
-    given = ("--hostname", "web", "-e", "LEVEL=debug", "--read-only")
+    given = ("--hostname", "web", "-e", "LEVEL=debug", "--read-only", "--user", "1000:1000")
     hardware = ("--memory", "320MiB", "--cpus", "1", "--disk", "48MiB")
     config = configure(accelerator="tcg")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        publish = ("--publish", f"{port}:8080")
+        publish = ("--publish", f"{port}:80")
         refused = firebuild("run", "--config", config, *publish, "busybox", "/bin/sh", status=125)
         assert f"127.0.0.1:{port} can't be listened on: Address already in use" in refused.stderr
     process = firebuild.popen(
         "run", "--config", config, *given, *hardware, *publish, "busybox", "/bin/sh", "-c", SCRIPT
     )
     assert process.stdout is not None
-    lines = [process.stdout.readline() for _ in range(7)]
-    assert lines == [*(b"web\n", b"web\n", b"1\n", b"1\n", b"debug\n", b"Read-only\n", b"up\n")], (
-        process.communicate(timeout=60)
-    )
+    lines = [process.stdout.readline().rstrip() for _ in range(9)]
+    expected = [b"1024", b"524288", b"web", b"web", b"1", b"1", b"debug", b"Read-only", b"up"]
+    assert lines == expected, process.communicate(timeout=60)
     assert echoed(port, b"hello") == b"hello"
     sent = [os.urandom(1 << 20) for _ in range(4)]
     with ThreadPoolExecutor(len(sent)) as clients:

@@ -34,6 +34,7 @@ def main() -> NoReturn:
         system.notice_ctrl_alt_del()
         system.mount_file_systems()
         system.name_machine()
+        system.raise_limits()
         with open("/proc/cmdline", encoding="ascii", errors="replace") as file:
             settings = parse_command_line(file.read())
         report = run(settings)

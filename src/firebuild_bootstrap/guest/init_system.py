@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 import signal
 import socket
 import time
@@ -32,6 +33,15 @@ _FILE_SYSTEMS = (
     ("tmpfs", "/run", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755"),
     ("tmpfs", "/tmp", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=1777"),  # noqa: S108 - the mount point itself
 )
+# Those of systemd and dockerd: the kernel's own, 1024 and 4096, are too few for databases and search engines.
+# The soft one stays, because select(2) knows no higher descriptor.
+_OPEN_FILES = (1024, 524288)
+# Those of dockerd in a network of a container's own: a machine runs one image, whose USER may serve port 80.
+_SYSCTLS = {
+    "/proc/sys/net/ipv4/ip_unprivileged_port_start": "0",
+    "/proc/sys/net/ipv4/ping_group_range": "0 2147483647",
+}
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC  # linux/nsfs.h, PID_NS_INIT_INO: that of no container
 _NO_HARM = (errno.EEXIST, errno.ENODEV)  # loaded or built in already; no such hardware here
 _DRIVE_SECONDS = 5.0
 _UNMOUNT_SECONDS = 5.0
@@ -64,6 +74,20 @@ def name_machine() -> None:
     """
     with suppress(PermissionError):
         socket.sethostname(wire.HOST_NAME)
+
+
+def raise_limits() -> None:
+    """Let commands open as many files and listen on the same ports as in a container.
+
+    In a container only what is of this process changes: the rest would be its host's.
+    """
+    with suppress(ValueError, OSError):  # a container may have a lower limit that it can't raise
+        resource.setrlimit(resource.RLIMIT_NOFILE, _OPEN_FILES)
+    if os.stat("/proc/self/ns/pid").st_ino != _FIRST_PID_NAMESPACE:
+        return
+    for path, value in _SYSCTLS.items():
+        with suppress(OSError), open(path, "w", encoding="ascii") as file:  # a kernel without IPv4 has none
+            file.write(value)
 
 
 def load_modules(directory: str = MODULES, release: str = "") -> None:
