@@ -81,10 +81,13 @@ def test_a_user_with_subordinate_ids_is_root_inside_and_owns_the_ranges_from_one
 
 def test_a_user_without_newuidmap_is_told_to_install_it(tmp_path: Path) -> None:
     host = make_host(tmp_path)
-    [idmap] = candidates(NoPrograms(**{name: getattr(host, name) for name in host.__dataclass_fields__}))
+    lonely = NoPrograms(**{name: getattr(host, name) for name in host.__dataclass_fields__})
+    [idmap] = candidates(lonely)
     assert idmap.mode is IdMode.SINGLE
-    assert "chown to other users needs subordinate ids (install uidmap and add the line me:" in idmap.note
-    assert "or run as root" in idmap.note
+    assert "chown to other users needs subordinate ids (install uidmap), or run as root" in idmap.note
+    host.subgid.unlink()
+    [idmap] = candidates(lonely)
+    assert f"(install uidmap and add the line me:100000:65536 to {host.subgid})" in idmap.note
 
 
 @pytest.mark.parametrize("gone", [True, False])
@@ -96,6 +99,17 @@ def test_a_user_without_entries_is_told_which_line_to_add(tmp_path: Path, gone: 
         host.subgid.write_text("other:1:1\n")
     [idmap] = candidates(host)
     assert f"add the line me:100000:65536 to {host.subgid})" in idmap.note
+
+
+def test_the_line_to_add_has_ids_that_no_other_user_has(tmp_path: Path) -> None:
+    host = make_host(tmp_path)
+    host.subuid.write_text("a:100000:65536\nb:300000:65536\nodd:x:1\nc:165536:1\n")
+    host.subgid.write_text("a:100000:65536\nd:170000:100\n")
+    [idmap] = candidates(host)
+    assert f"add the line me:170100:65536 to {host.subuid} and {host.subgid})" in idmap.note
+    host.subgid.write_text("a:100000:65536\nd:170100:70000\n")
+    [idmap] = candidates(host)
+    assert "add the line me:365536:65536 to" in idmap.note
 
 
 def test_an_unreadable_file_of_subordinate_ids_is_an_error_that_names_it(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import pwd
 import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, astuple
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +23,9 @@ from firebuild_pki.values import dataclass
 _MAX_RANGES: Final = 340
 _MAX_BYTES: Final = 4095
 _MAX_ID: Final = 2**32 - 1
+# SUB_UID_MIN and SUB_UID_COUNT of login.defs(5): what useradd gives to a user.
+_FIRST: Final = 100000
+_COUNT: Final = 65536
 
 
 class IdMode(StrEnum):
@@ -169,11 +173,24 @@ def _identity(own_map: Path) -> tuple[IdRange, ...]:
 
 
 def _missing(host: Host) -> str:
+    empty = [path for path in (host.subuid, host.subgid) if not _entries(path, host.user, host.uid)]
+    line = (
+        f"add the line {host.user}:{_free(empty)}:{_COUNT} to {' and '.join(map(str, empty))}"
+        if empty
+        else ""
+    )
     if not (host.program("newuidmap") and host.program("newgidmap")):
-        return f"install uidmap and add the line {host.user}:100000:65536 to {host.subuid} and {host.subgid}"
-    files = (host.subuid, host.subgid)
-    empty = [str(path) for path in files if not _entries(path, host.user, host.uid)]
-    return f"add the line {host.user}:100000:65536 to {' and '.join(empty)}" if empty else ""
+        return f"install uidmap and {line}" if line else "install uidmap"
+    return line
+
+
+def _free(files: Iterable[Path]) -> int:
+    """Return where a range begins that no user of `files` has: who shares one has the other's files."""
+    begin = _FIRST
+    for first, count in sorted((first, count) for path in files for _, first, count in _ranges(path)):
+        if first < begin + _COUNT and begin < first + count:
+            begin = first + count
+    return begin
 
 
 def _subordinate(host: Host) -> IdMap:
@@ -185,22 +202,28 @@ def _subordinate(host: Host) -> IdMap:
 
 
 def _entries(path: Path, user: str, uid: int) -> tuple[IdRange, ...]:
+    ranges: list[IdRange] = []
+    inside, size = 1, len(IdRange(0, _MAX_ID, 1).line)
+    for owner, first, count in _ranges(path):
+        if owner not in (user, str(uid)):
+            continue
+        ranges.append(IdRange(inside, first, count))
+        inside += count
+        size += len(ranges[-1].line)
+        if size > _MAX_BYTES or len(ranges) == _MAX_RANGES:  # no room beside the user's own id
+            return tuple(ranges[:-1])
+    return tuple(ranges)
+
+
+def _ranges(path: Path) -> Iterator[tuple[str, int, int]]:
+    """Yield owner, first id and number of ids of each line; others are passed over, as by newuidmap."""
     try:
         lines = path.read_text("utf-8", "replace").splitlines()
     except FileNotFoundError:
-        return ()
+        return
     except OSError as error:
         raise MachineError(f"{path}: {error.strerror}", hint="the file has to be readable") from error
-    ranges: list[IdRange] = []
-    inside, size = 1, len(IdRange(0, _MAX_ID, 1).line)
     for line in lines:
         words = line.strip().split(":")
-        if len(words) != 3 or words[0] not in (user, str(uid)):
-            continue
-        if words[1].isdecimal() and words[2].isdecimal() and int(words[2]) > 0:
-            ranges.append(IdRange(inside, int(words[1]), int(words[2])))
-            inside += int(words[2])
-            size += len(ranges[-1].line)
-            if size > _MAX_BYTES or len(ranges) == _MAX_RANGES:  # no room beside the user's own id
-                return tuple(ranges[:-1])
-    return tuple(ranges)
+        if len(words) == 3 and words[1].isdecimal() and words[2].isdecimal() and int(words[2]) > 0:
+            yield words[0], int(words[1]), int(words[2])
