@@ -283,6 +283,14 @@ def remedy_of(error: OSError) -> str:
     return MAKE_ROOM
 
 
+def reason_of(error: Exception) -> str:
+    """Say why a file can't be read, without its name, the number of the error or words of a codec."""
+    if isinstance(error, UnicodeDecodeError):
+        line = error.object[: error.start].count(b"\n") + 1
+        return f"line {line} is not {error.encoding.upper()}"
+    return (error.strerror if isinstance(error, OSError) else "") or str(error)
+
+
 def as_user_error(error: BaseException) -> BaseException:
     """Return the error that explains this one: what a machine or its user did is not a mistake of ours."""
     if isinstance(error, OSError) and error.errno in _SURROUNDINGS:

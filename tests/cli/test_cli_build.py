@@ -227,6 +227,9 @@ def test_an_archive_from_standard_input_is_the_context(
     stdin(compress(archive(Dockerfile=SCRATCH, one="1", two="2", __dockerignore="two\n")))
     cli("build", "-t", "t", *TAR, "-")
     assert files(cli, "t") == [".dockerignore", "Dockerfile", "one"]
+    stdin(compress(archive(Dockerfile=SCRATCH, four="4") + b"what tar and docker pass over"))
+    cli("build", "-t", "t", *TAR, "-")
+    assert files(cli, "t") == ["Dockerfile", "four"]
     assert nothing_is_left(cli)
 
 
@@ -292,6 +295,9 @@ def test_a_dockerfile_may_be_written_small_where_there_is_no_other(
     stdin(archive(**{"web/dockerfile": SCRATCH + "COPY none /\n"}))
     done = cli("build", "-f", "web/Dockerfile", "-", status=2)
     assert done.first.startswith("error: web/dockerfile:3: 'none' is not in")
+    done = cli("build", "-f", "dockerfile", str(web), status=2)
+    assert done.first == "error: dockerfile: the Dockerfile can't be read: No such file or directory"
+    assert f"relative to the current directory: --file {web}/dockerfile" in done.err
     (web / "dockerfile").unlink()
     (web / "Dockerfile").rename(web / "Containerfile")
     done = cli("build", str(web), status=2)
@@ -305,6 +311,7 @@ def test_a_dockerfile_may_be_written_small_where_there_is_no_other(
         (b"", ["-"], "error: -: the Dockerfile is empty"),
         (b"", ["-f", "-", "."], "error: -: the Dockerfile is empty"),
         (b"\xff", ["-f", "-", "."], "error: -:1: the Dockerfile is not UTF-8 text"),
+        (archive(Dockerfile=SCRATCH)[:1024] + b"x", ["-"], "error: the build context on standard"),
         (gzip.compress(b"x", mtime=0), ["-"], "error: standard input holds neither a tar archive nor a"),
         (b"FROM scratch\n", ["-f", "x", "-"], "error: --file x names a file of the archive"),
         (b"FROM scratch\n", ["-f", "-", "-"], "error: the build context and the Dockerfile can't"),

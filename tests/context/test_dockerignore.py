@@ -74,12 +74,12 @@ def test_a_malformed_rule_is_an_error_at_its_line(root: Path) -> None:
 
 
 def test_an_unreadable_ignore_file_is_an_error(root: Path) -> None:
-    (root / ".dockerignore").write_bytes(b"\xff")
-    with pytest.raises(InputError, match="ignore file can't be read"):
+    (root / ".dockerignore").write_bytes(b"fine\n\xff")
+    with pytest.raises(InputError, match="ignore file can't be read: line 2 is not UTF-8\n"):
         BuildContext(root)
     (root / ".dockerignore").unlink()
     (root / ".dockerignore").mkdir()
-    with pytest.raises(InputError, match="ignore file can't be read"):
+    with pytest.raises(InputError, match="ignore file can't be read: Is a directory\n"):
         BuildContext(root)
 
 

@@ -185,6 +185,11 @@ def test_a_dockerfile_in_another_encoding_is_reported_with_the_line(tmp_path: Pa
     with pytest.raises(InputError, match="not UTF-8") as caught:
         DockerfileSource.read(path)
     assert caught.value.location == Location(str(path), 2)
+    assert "iconv -f latin1" in (caught.value.hint or "")
+    path.write_text("FROM scratch\n", "utf-16")
+    with pytest.raises(InputError, match="not UTF-8") as caught:
+        DockerfileSource.read(path)
+    assert "iconv -f utf-16" in (caught.value.hint or "")
 
 
 _WORDS = st.sampled_from(

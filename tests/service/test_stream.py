@@ -302,7 +302,7 @@ def broken() -> io.BytesIO:
     ("opened", "words"),
     [
         (gone, "f has vanished since the build began"),
-        (forbidden, "f can't be read: [Errno 13] Permission denied"),
+        (forbidden, "f can't be read: Permission denied"),
         (broken, "the bootstrap server failed: RuntimeError('boom')"),
     ],
 )

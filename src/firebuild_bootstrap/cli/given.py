@@ -9,6 +9,7 @@ https://docs.docker.com/build/concepts/context/
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.archives import decompress
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.layers.apply import UnpackReport
+from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader
 from firebuild_bootstrap.polling import readable
 from firebuild_bootstrap.request import RemoteContext
 from firebuild_bootstrap.sandbox import Host, Sandbox
@@ -175,7 +177,14 @@ def _of_directory(directory: Path, dockerfile: str | None, home: Home) -> Given:
             hint="`curl -sf URL | firebuild build -f - DIRECTORY` builds with a Dockerfile from elsewhere",
         )
     path = str(directory / _DOCKERFILE) if dockerfile is None else dockerfile
-    return Given(directory, Path(next(filter(os.path.lexists, _spellings(path)), path)))
+    found = next(filter(os.path.lexists, _spellings(path)), "")
+    if dockerfile and not found and os.path.isfile(directory / dockerfile):  # where buildah looks, too
+        raise InputError(
+            f"the Dockerfile can't be read: {os.strerror(errno.ENOENT)}",
+            hint=f"--file is relative to the current directory: --file {directory / dockerfile}",
+            location=Location(dockerfile),
+        )
+    return Given(directory, Path(found or path))
 
 
 def _received(kept: Path, dockerfile: str | None, home: Home, origin: _Origin) -> Given:
@@ -308,15 +317,24 @@ def _unpack(archive: Path, into: Path, home: Home, origin: _Origin) -> None:
 
 
 def _require_end(plain: Path, origin: _Origin) -> None:
-    """Refuse an archive that was cut off: its end is blocks of zeros (POSIX.1, ustar)."""
-    with open(plain, "rb") as file:
+    """Refuse an archive that was cut off: at its end are blocks of zeros (POSIX.1, ustar)."""
+    with open(plain, "rb", buffering=0) as file:
         file.seek(-min(plain.stat().st_size, _BLOCK), os.SEEK_END)
-        if file.read() != bytes(_BLOCK):
+        if file.read() != bytes(_BLOCK) and not _is_marked(file):
             why = "its end mark is missing, so it was probably cut off"
             raise InputError(
                 f"the build context{origin.of} is damaged: {why}",
                 hint="look at the program that wrote it, and try again",
             )
+
+
+def _is_marked(file: io.FileIO) -> bool:
+    file.seek(0)
+    archive = LayerReader(file.fileno())
+    with suppress(DamagedArchive):
+        for _ in archive:
+            pass
+    return archive.marked
 
 
 def _warn(report: UnpackReport) -> None:

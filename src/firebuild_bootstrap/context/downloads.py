@@ -25,7 +25,7 @@ from urllib3.exceptions import HTTPError, NewConnectionError
 from firebuild_bootstrap.context.archive import Archive, is_archive
 from firebuild_bootstrap.context.entries import Entry, FetchLimits, Group, checked
 from firebuild_bootstrap.dockerfile.operations import file_name, redacted
-from firebuild_bootstrap.errors import InputError, Location
+from firebuild_bootstrap.errors import InputError, Location, reason_of
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.transfers import answer_of
 from firebuild_pki.addresses import joined, proxy_for
@@ -268,4 +268,6 @@ def _open(path: Path, location: Location | None) -> io.FileIO:
     try:
         return io.FileIO(path)
     except OSError as error:
-        raise InputError(f"the download {path} can't be read: {error}", location=location) from error
+        raise InputError(
+            f"the download {path} can't be read: {reason_of(error)}", location=location
+        ) from error

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
 from firebuild_bootstrap.dockerfile.graph import FileSet, Heredoc
-from firebuild_bootstrap.errors import InputError, Location
+from firebuild_bootstrap.errors import InputError, Location, reason_of
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.reader import FIRST_TIME_NS, LAST_TIME_NS
 from firebuild_bootstrap.layers.tree import is_kept
@@ -168,7 +168,7 @@ def unreadable(name: str, error: Exception, location: Location | None = None) ->
     if isinstance(error, FileNotFoundError):
         return InputError(f"{name} has vanished since the build began", hint=_STILL, location=location)
     return InputError(
-        f"{name} can't be read: {error}",
+        f"{name} can't be read: {reason_of(error)}",
         hint=READABLE if isinstance(error, PermissionError) else None,
         location=location,
     )

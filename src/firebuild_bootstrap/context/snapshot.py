@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from firebuild_bootstrap.context.entries import NO_ATTRIBUTES, kept
 from firebuild_bootstrap.context.root import FileRoot, Node, Parts
-from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.errors import MachineError, reason_of
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader
 from firebuild_bootstrap.layers.tar import (
     BLOCK_DEVICE,
@@ -84,7 +84,7 @@ class SnapshotRoot(FileRoot):
                 self._close = weakref.finalize(self, os.close, self._descriptor)
                 self._read(LayerReader(file.fileno()))
         except (DamagedArchive, OSError) as error:
-            raise MachineError(f"{archive} can't be read: {error}") from error
+            raise MachineError(f"{archive} can't be read: {reason_of(error)}") from error
 
     def close(self) -> None:
         """Let go of the archive; may be called again."""

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from firebuild_bootstrap.context.entries import READABLE, SPECIAL, Entry, changed, checked, unreadable
 from firebuild_bootstrap.context.root import ContextRoot, FileRoot, Node
 from firebuild_bootstrap.dockerfile.syntax import MOST_TEXT
-from firebuild_bootstrap.errors import InputError, Location
+from firebuild_bootstrap.errors import InputError, Location, reason_of
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.matching import Automaton, BadPattern, IgnorePattern
 from firebuild_pki.values import dataclass
@@ -230,7 +230,7 @@ def load_rules(root: Path, dockerfile: Path | None) -> IgnoreRules:
             continue
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
-                f"the ignore file can't be read: {error}",
+                f"the ignore file can't be read: {reason_of(error)}",
                 hint="it is a text file in UTF-8 that this user may read",
                 location=Location(str(candidate)),
             ) from error

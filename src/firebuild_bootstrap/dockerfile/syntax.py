@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import itertools
 import os
@@ -68,7 +69,9 @@ class DockerfileSource:
         except OSError as error:
             raise InputError(
                 f"the Dockerfile can't be read: {error.strerror}",
-                hint="name it with --dockerfile" + _instead(path),
+                hint="let this user read it"
+                if isinstance(error, PermissionError)
+                else "name it with --dockerfile" + _instead(path),
                 location=Location(str(path)),
             ) from error
         return cls.decode(str(path), content)
@@ -90,9 +93,13 @@ class DockerfileSource:
             return cls(name, content.decode("utf-8"))
         except UnicodeDecodeError as error:
             line = error.object[: error.start].count(b"\n") + 1
+            # What `>` of Windows PowerShell writes.
+            encoding = (
+                "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "latin1"
+            )
             raise InputError(
                 "the Dockerfile is not UTF-8 text",
-                hint="convert it, for example with `iconv -f latin1 -t utf-8`",
+                hint=f"convert it, for example with `iconv -f {encoding} -t utf-8`",
                 location=Location(name, line),
             ) from error
 

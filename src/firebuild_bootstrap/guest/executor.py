@@ -169,7 +169,9 @@ class Executor:
         try:
             wish.send(write)
         except (OSError, LayerError) as error:
-            raise StepError(f"the layer of step {wish.step} can't be sent: {error}") from error
+            raise StepError(
+                f"the layer of step {wish.step} can't be sent: {getattr(error, 'strerror', '') or error}"
+            ) from error
 
     def _explained(self, command: wire.AnyCommand, number: int) -> None:
         try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any, Final
 
-from firebuild_bootstrap.errors import MALFORMED, InputError, MachineError
+from firebuild_bootstrap.errors import MALFORMED, InputError, MachineError, reason_of
 from firebuild_bootstrap.initramfs import StaticAddress
 from firebuild_bootstrap.machine.firecracker.network import Link, Network, guest_address, ip, mac_of
 from firebuild_bootstrap.machine.firecracker.settings import NetworkSettings
@@ -233,7 +233,7 @@ def _read(path: Path) -> CniConfig:
         document = _parse(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path} can't be read: {error}", hint="let this user read it, or move it away"
+            f"{path} can't be read: {reason_of(error)}", hint="let this user read it, or move it away"
         ) from error
     if document is None:
         raise InputError(f"{path} is not a JSON object", hint="correct it, or move it away")

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Final, cast
 
-from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.errors import MachineError, reason_of
 from firebuild_bootstrap.guest.kernel import receive_descriptors
 from firebuild_bootstrap.machine.qemu.holder import FIRST_FILE, READY
 from firebuild_bootstrap.sandbox import Bind, Runtime, Sandbox
@@ -156,7 +156,7 @@ class MachineNamespace:
         try:
             data, descriptors = receive_descriptors(self._control, len(READY), max(expected, 1))
         except OSError as error:
-            raise MachineError(f"the machine's network could not be made: {error}") from error
+            raise MachineError(f"the machine's network could not be made: {reason_of(error)}") from error
         if data != READY:
             raise MachineError(f"the machine's network could not be made: {self._last_words()}")
         return descriptors
