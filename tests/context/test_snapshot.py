@@ -127,6 +127,9 @@ def test_holes_are_zeros(tmp_path: Path) -> None:
     assert (tmp_path / "t").stat().st_size < 1 << 20
     root = SnapshotRoot(tmp_path / "t")
     assert content(root, "sparse") == (tmp_path / "sparse").read_bytes()
+    regions = root.regions(["sparse"])
+    assert regions is not None
+    assert sum(length for _, length in regions) < 1 << 20
 
 
 def test_what_is_not_there_is_an_error_as_of_a_directory(tmp_path: Path) -> None:

@@ -129,6 +129,21 @@ def test_holes_are_not_sent(context: Path) -> None:
     assert entry.regions == ((1 << 40, 64 * 1024),)
 
 
+@pytest.mark.parametrize(
+    "regions",
+    [(), ((0, 5),), ((1 << 20, 1), (3_000_000, 500_000)), ((10, 1), (12, 2_500_000)), ((3_500_000, 0),)],
+)
+def test_holes_of_a_file_of_an_archive_are_not_sent(regions: tar.Regions) -> None:
+    content = bytearray(3_500_000)
+    for begin, length in regions:
+        content[begin : begin + length] = b"x" * length
+    messages = list(packed([one("f", bytes(content), regions=regions), one("g", b"next")]))
+    assert sum(map(len, messages)) < sum(length for _, length in regions) + 8000
+    (_, entry, pieces), (_, _, following) = received(messages)
+    assert laid_out(entry, pieces) == content
+    assert following == [(0, b"next")]
+
+
 def test_a_file_of_very_many_holes_is_sent_with_them(context: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("firebuild_bootstrap.service.packing._MAX_REGIONS", 2)
     with open(context / "f", "wb") as file:

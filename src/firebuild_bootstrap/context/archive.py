@@ -112,6 +112,7 @@ class Archive:
             owner=self._owner(member, name) if path else (0, 0),
             member=True,
             open=partial(self._open, reader, index, member) if kind == tar.FILE else None,
+            regions=member.regions,
             device=member.device,
             attributes=kept(member.xattrs) if member.xattrs else None,
         )

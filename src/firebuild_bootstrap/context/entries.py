@@ -84,6 +84,7 @@ class Entry:
         member: an archive holds it, which is unpacked as if the destination were the root.
         open: opens the content of a regular file for reading; None for everything else.
         file: where that is a file of this machine, which may have holes, the file itself.
+        regions: where a file of an archive has data; None where it has no holes, or `file` knows them.
         device: major and minor number of a device.
         attributes: its extended ones; None where it has none, or `file` knows them.
     """
@@ -101,6 +102,7 @@ class Entry:
     member: bool = False
     open: Callable[[], BinaryIO] | None = None
     file: FileOnDisk | None = None
+    regions: tar.Regions | None = None
     device: tuple[int, int] = (0, 0)
     attributes: Mapping[str, bytes] | None = field(default=None, compare=False)
 

@@ -14,6 +14,7 @@ from typing import BinaryIO, Final
 
 from firebuild_bootstrap.context.entries import attributes_of
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.layers.tar import Regions
 from firebuild_pki.values import dataclass
 
 # As many links as Linux follows for one path (path_resolution(7)).
@@ -103,6 +104,13 @@ class FileRoot(ABC):
         Raises:
             OSError: it is gone, or can't be read.
         """
+
+    def regions(self, _parts: Sequence[str], /) -> Regions | None:
+        """Return where the regular file at `parts` of an archive has data.
+
+        None where it has no holes, and where the file itself knows them.
+        """
+        return None
 
     @contextmanager
     def walking(self) -> Iterator[FileRoot]:

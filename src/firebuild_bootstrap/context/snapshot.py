@@ -28,6 +28,7 @@ from firebuild_bootstrap.layers.tar import (
     HARDLINK,
     SYMLINK,
     Entry,
+    Regions,
 )
 from firebuild_pki.values import dataclass
 
@@ -110,6 +111,16 @@ class SnapshotRoot(FileRoot):
         """Open the regular file at `parts`; see `FileRoot.open`."""
         file = self._find(parts)
         return cast(BinaryIO, _Content(self._descriptor, file.status.st_size, file.regions))
+
+    def regions(self, parts: Sequence[str], /) -> Regions | None:
+        """Return where the regular file at `parts` has data; see `FileRoot.regions`."""
+        file = self._find(parts)
+        stored = sum(length for _, length, _ in file.regions)
+        return (
+            None
+            if stored == file.status.st_size
+            else tuple((start, length) for start, length, _ in file.regions)
+        )
 
     def attributes(self, parts: Sequence[str]) -> Mapping[str, bytes]:
         """Return the extended attributes of what is at `parts`; see `FileRoot.attributes`."""

@@ -390,6 +390,7 @@ class Tree:
             size=0 if file is None else status.st_size,
             open=opened,
             file=file if on_disk else None,
+            regions=None if file is None or on_disk else self.root.regions(node.parts),
             attributes=None if file is None or on_disk else self._attributes(node),
         )
 

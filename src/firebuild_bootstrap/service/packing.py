@@ -6,6 +6,7 @@ Three messages for each file, as other guests get them, cost more than the conte
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
@@ -120,9 +121,30 @@ def _small(entry: Entry, file: FileOnDisk) -> bytes:
 
 
 def _stream(entry: Entry) -> Iterator[bytes]:
-    yield tar.encode(_header(entry), entry.size)[0]
-    yield from content(entry)
-    yield bytes(-entry.size % tar.BLOCK)
+    regions = entry.regions
+    if regions is not None and len(regions) > _MAX_REGIONS:
+        regions = None
+    header = _header(entry, regions)
+    head, table = tar.encode(header, header.stored)
+    yield head
+    yield from content(entry) if regions is None else _within(regions, content(entry))
+    yield bytes(-(header.stored + table) % tar.BLOCK)
+
+
+def _within(regions: tar.Regions, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield what of the pieces of a file is in its regions: zeros are all the rest."""
+    waiting = iter(regions)
+    begin, length = next(waiting, (sys.maxsize, 0))
+    at = 0
+    for piece in pieces:
+        while begin < at + len(piece):
+            data = piece[max(begin - at, 0) : begin + length - at]
+            if data:
+                yield data
+            if begin + length > at + len(piece):
+                break
+            begin, length = next(waiting, (sys.maxsize, 0))
+        at += len(piece)
 
 
 def _large(entry: Entry, file: FileOnDisk) -> Iterator[bytes | memoryview]:
