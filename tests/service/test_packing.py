@@ -137,11 +137,15 @@ def test_holes_of_a_file_of_an_archive_are_not_sent(regions: tar.Regions) -> Non
     content = bytearray(3_500_000)
     for begin, length in regions:
         content[begin : begin + length] = b"x" * length
-    messages = list(packed([one("f", bytes(content), regions=regions), one("g", b"next")]))
-    assert sum(map(len, messages)) < sum(length for _, length in regions) + 8000
-    (_, entry, pieces), (_, _, following) = received(messages)
-    assert laid_out(entry, pieces) == content
-    assert following == [(0, b"next")]
+    data = [bytes(content[begin : begin + length]) for begin, length in regions if length]
+    whole = wire.CHUNK_BYTES
+    cut = [piece[at : at + whole] for piece in data for at in range(0, len(piece), whole)]
+    for stored in (None, lambda: iter(cut)):
+        messages = list(packed([one("f", bytes(content), regions=regions, stored=stored), one("g", b"next")]))
+        assert sum(map(len, messages)) < sum(map(len, data)) + 8000
+        (_, entry, pieces), (_, _, following) = received(messages)
+        assert laid_out(entry, pieces) == content
+        assert following == [(0, b"next")]
 
 
 def test_a_file_of_very_many_holes_is_sent_with_them(context: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,7 @@ class Entry:
         open: opens the content of a regular file for reading; None for everything else.
         file: where that is a file of this machine, which may have holes, the file itself.
         regions: where a file of an archive has data; None where it has no holes, or `file` knows them.
+        stored: yields the data of `regions` alone, up to a megabyte at once; None where only `open` reads it.
         device: major and minor number of a device.
         attributes: its extended ones; None where it has none, or `file` knows them.
     """
@@ -103,6 +104,7 @@ class Entry:
     open: Callable[[], BinaryIO] | None = None
     file: FileOnDisk | None = None
     regions: tar.Regions | None = None
+    stored: Callable[[], Iterator[bytes]] | None = None
     device: tuple[int, int] = (0, 0)
     attributes: Mapping[str, bytes] | None = field(default=None, compare=False)
 

@@ -112,6 +112,14 @@ class FileRoot(ABC):
         """
         return None
 
+    def stored(self, _parts: Sequence[str], /) -> Iterator[bytes]:
+        """Yield the data of `regions`, in pieces of at most a megabyte.
+
+        Raises:
+            OSError: it can't be read.
+        """
+        return iter(())
+
     @contextmanager
     def walking(self) -> Iterator[FileRoot]:
         """Give the tree to one walk, which may keep open what its neighbours need, too."""

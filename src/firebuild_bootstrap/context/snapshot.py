@@ -10,7 +10,7 @@ import io
 import os
 import stat
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
@@ -30,6 +30,7 @@ from firebuild_bootstrap.layers.tar import (
     Entry,
     Regions,
 )
+from firebuild_bootstrap.wire import CHUNK_BYTES
 from firebuild_pki.values import dataclass
 
 if TYPE_CHECKING:
@@ -121,6 +122,17 @@ class SnapshotRoot(FileRoot):
             if stored == file.status.st_size
             else tuple((start, length) for start, length, _ in file.regions)
         )
+
+    def stored(self, parts: Sequence[str], /) -> Iterator[bytes]:
+        """Yield the data of the regular file at `parts`; see `FileRoot.stored`."""
+        for _, length, place in self._find(parts).regions:
+            at, end = place, place + length
+            while at < end:
+                piece = os.pread(self._descriptor, min(end - at, CHUNK_BYTES), at)
+                if not piece:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+                yield piece
+                at += len(piece)
 
     def attributes(self, parts: Sequence[str]) -> Mapping[str, bytes]:
         """Return the extended attributes of what is at `parts`; see `FileRoot.attributes`."""

@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -378,6 +379,7 @@ class Tree:
         file = ContextFile(self, node) if node.is_file else None
         on_disk = self.root.on_disk
         opened = None if kind in SPECIAL else io.BytesIO if file is None else file.open
+        regions = None if file is None or on_disk else self.root.regions(node.parts)
         return Entry(
             source=source,
             path=path,
@@ -390,7 +392,8 @@ class Tree:
             size=0 if file is None else status.st_size,
             open=opened,
             file=file if on_disk else None,
-            regions=None if file is None or on_disk else self.root.regions(node.parts),
+            regions=regions,
+            stored=None if regions is None else partial(self.root.stored, node.parts),
             attributes=None if file is None or on_disk else self._attributes(node),
         )
 

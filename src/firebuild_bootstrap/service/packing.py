@@ -20,6 +20,7 @@ from firebuild_bootstrap.context.entries import (
     content,
     ended_early,
     has_grown,
+    reading,
 )
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.tree import data_regions
@@ -127,7 +128,13 @@ def _stream(entry: Entry) -> Iterator[bytes]:
     header = _header(entry, regions)
     head, table = tar.encode(header, header.stored)
     yield head
-    yield from content(entry) if regions is None else _within(regions, content(entry))
+    if regions is None:
+        yield from content(entry)
+    elif entry.stored is None:
+        yield from _within(regions, content(entry))
+    else:
+        with reading(entry):
+            yield from entry.stored()
     yield bytes(-(header.stored + table) % tar.BLOCK)
 
 
