@@ -408,6 +408,38 @@ def test_a_whiteout_leads_no_further_than_a_link_in_the_tree(root: Path) -> None
     assert (root.parent / "outside/precious").exists()
 
 
+def test_a_whiteout_below_a_link_removes_what_the_link_leads_to(make_tar: MakeTar, root: Path) -> None:
+    for name in ("usr/lib/gone", "usr/lib/kept", "usr/lib/new", "usr/share/old"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    (root / "lib").symlink_to("usr/lib")
+    (root / "share").symlink_to("/usr/share")
+    os.utime(root / "usr/lib", (1000, 1000))
+    members = (
+        (info(name), b"1") for name in ("usr/lib/new", "lib/.wh.new", "lib/.wh.gone", "share/.wh..wh..opq")
+    )
+    with open(make_tar(*members), "rb") as source, Root(str(root)) as target:
+        apply(LayerReader(source.fileno(), whiteouts=True), target)
+    assert sorted(os.listdir(root / "usr/lib")) == ["kept", "new"]
+    assert (root / "usr/lib/new").read_bytes() == b"1"
+    assert os.listdir(root / "usr/share") == []
+    assert (root / "lib").is_symlink()
+    assert (root / "usr/lib").stat().st_mtime == 1000
+
+
+def test_a_directory_that_is_named_in_two_ways_has_what_its_entry_says(make_tar: MakeTar, root: Path) -> None:
+    archive = make_tar(
+        (info("lib", tarfile.SYMTYPE, linkname="usr/lib"), b""),
+        (info("lib/made/file"), b"1"),
+        (info("usr/lib/made", tarfile.DIRTYPE, mode=0o700, mtime=7), b""),
+        (info("lib/made/more"), b"2"),
+    )
+    run(archive, root)
+    status = (root / "usr/lib/made").stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_mtime) == (0o700, 7)
+    assert sorted(os.listdir(root / "usr/lib/made")) == ["file", "more"]
+
+
 def test_directories_that_the_archive_does_not_list_get_no_time_of_this_machine(
     make_tar: MakeTar, root: Path
 ) -> None:

@@ -147,7 +147,8 @@ class _Application:
         self._marks = marks
         self._counts = Counter[str]()
         self._examples: dict[str, list[str]] = {}
-        # Finished last, because every new file changes the time of its directory.
+        # Finished last, because every new file changes the time of its directory. Here and in what follows
+        # paths have no links in them: two entries may name one directory in two ways.
         self._directories: dict[str, Entry] = {}
         self._remembered = 0
         # Whiteouts mean the layers below, and not this one; where nothing is below they mean nothing.
@@ -207,31 +208,32 @@ class _Application:
             if entry.path.partition("/")[0] != "dev":
                 self._lost("devices", self._layer.name)
             return
+        parent, _, name = entry.path.rpartition("/")
+        directory = self._place.directory(parent)
+        path = self._place.path_of(name)
         if entry.kind == DIRECTORY:
-            self._directory(entry)
+            self._directory(entry, path, directory)
         elif entry.path:
-            self._directories.pop(entry.path, None)
-            parent, _, name = entry.path.rpartition("/")
+            self._directories.pop(path, None)
             try:
-                self._write(entry, self._place.directory(parent), name)
+                self._write(entry, directory, name)
             except FileExistsError:
                 self._clear_way(parent, name)
                 self._write(entry, self._place.directory(parent), name)
         if self._removes:
-            self._written.add(hash(entry.path))
+            self._written.add(hash(path))
         self._counts["members"] += 1
 
-    def _directory(self, entry: Entry) -> None:
-        if entry.path:
+    def _directory(self, entry: Entry, path: str, directory: int) -> None:
+        if path:
             parent, _, name = entry.path.rpartition("/")
-            directory = self._place.directory(parent)
             try:
                 os.mkdir(name, 0o700, dir_fd=directory)
             except FileExistsError:
                 if not stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
                     self._clear_way(parent, name)
                     os.mkdir(name, 0o700, dir_fd=self._place.directory(parent))
-        self._directories[entry.path] = entry
+        self._directories[path] = entry
         attributes = sum(len(name) + len(value) for name, value in entry.xattrs.items())
         self._remembered += ENTRY_BYTES + len(entry.path) + attributes
         if self._remembered > REMEMBERED:
@@ -290,16 +292,14 @@ class _Application:
 
     def _remove(self, entry: Entry) -> None:
         """Remove what a whiteout names; what this layer has put there stays."""
-        parent = entry.path if entry.kind == OPAQUE else entry.path.rpartition("/")[0]
-        descriptor = self._place.existing(parent)
-        if descriptor is None:
-            return
+        above, _, own = entry.path.rpartition("/")
+        parent = entry.path if entry.kind == OPAQUE else above
         try:
-            names = os.listdir(descriptor) if entry.kind == OPAQUE else [entry.path.rpartition("/")[2]]
-        finally:
-            os.close(descriptor)
-        for name in names:
-            path = f"{parent}/{name}" if parent else name
+            directory = self._place.directory(parent, make=False)
+        except (OSError, LayerError):  # there is nothing to remove
+            return
+        names = os.listdir(directory) if entry.kind == OPAQUE else [own]
+        for name, path in [(name, self._place.path_of(name)) for name in names]:
             if hash(path) not in self._written:
                 self._clear_way(parent, name)
 
@@ -382,6 +382,8 @@ class _Descent:
         self._root = root
         self._top = root.descriptor
         self._paths: list[str] = []
+        self._real: list[str] = []  # the same without links
+        self._current = ""
         self._descriptors: list[int] = []  # of `paths`; -1 where it is closed to keep their number low
         self.made: list[str] = []
         """Directories that were missing, as far as their paths and those of `found` fit into 16 MiB."""
@@ -389,7 +391,7 @@ class _Descent:
         """The times of directories that were there when they were entered first."""
         self._noted = 0
         self._missing = 0
-        self._size = 0  # of all `paths`
+        self._size = 0  # of all of them
 
     def close(self) -> None:
         """Close all descriptors."""
@@ -418,8 +420,13 @@ class _Descent:
             way = f"{paths[-1]}/{name}" if paths else name
             if self._size + len(way) > DEEPEST:
                 raise DamagedArchive(f"/{path[:_SHOWN]}… is too deep: more than {len(paths)} directories")
-            self._push(way, self._enter(parent, name, way, make))
+            self._push(way, *self._enter(parent, name, way, make))
+        self._current = self._real[-1] if paths else ""
         return descriptors[-1] if descriptors else self._top
+
+    def path_of(self, name: str) -> str:
+        """Return the path, without links, of a name in the directory that was asked for last."""
+        return f"{self._current}/{name}" if self._current and name else self._current or name
 
     def existing(self, path: str) -> int | None:
         """Open what is a directory at `path` itself (no link); the caller closes it."""
@@ -431,11 +438,13 @@ class _Descent:
         except (OSError, LayerError):
             return None
 
-    def _enter(self, parent: int, name: str, path: str, make: bool) -> int:
+    def _enter(self, parent: int, name: str, path: str, make: bool) -> tuple[str, int]:
+        """Return the path of a directory without links, and its descriptor."""
+        real = f"{self._real[-1]}/{name}" if self._real else name
         try:
             descriptor = os.open(name, _ENTER, dir_fd=parent)
-            self._note(path, descriptor)
-            return descriptor
+            self._note(real, descriptor)
+            return real, descriptor
         except FileNotFoundError:
             if not make:
                 raise
@@ -445,24 +454,20 @@ class _Descent:
                     f"it needs more than {_MOST_MADE} directories that it does not have"
                 ) from None
             os.mkdir(name, 0o755, dir_fd=parent)
-            self._noted += len(path)
-            if self._noted < _NOTED:  # one long name may make thousands of directories
-                self.made.append(path)
-            return os.open(name, _ENTER, dir_fd=parent)
+            self._note_made(real)
+            return real, os.open(name, _ENTER, dir_fd=parent)
         except OSError:
             return self._through_link(path, make)
 
-    def _through_link(self, path: str, make: bool) -> int:
+    def _through_link(self, path: str, make: bool) -> tuple[str, int]:
         try:
             with self._root.locate(path, parents=_OWNER if make else None) as place:
                 if make and place.status() is None:
                     os.mkdir(place.name, 0o755, dir_fd=place.directory)
-                    self._noted += len(place.path)
-                    if self._noted < _NOTED:
-                        self.made.append(place.path[1:])
+                    self._note_made(place.path[1:])
                 descriptor = place.open(os.O_RDONLY | os.O_DIRECTORY)
                 self._note(place.path[1:], descriptor)
-                return descriptor
+                return place.path[1:], descriptor
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise DamagedArchive(f"/{path}: its symbolic links form a loop") from error
@@ -470,21 +475,27 @@ class _Descent:
                 raise DamagedArchive(f"/{path} is needed as a directory and is not one") from error
             raise
 
+    def _note_made(self, path: str) -> None:
+        self._noted += len(path)
+        if self._noted < _NOTED:  # one long name may make thousands of directories
+            self.made.append(path)
+
     def _note(self, path: str, descriptor: int) -> None:
         """Remember the time of a directory, into which something is about to be written."""
         if path not in self.found and self._noted < _NOTED:
             self._noted += len(path)
             self.found[path] = os.fstat(descriptor).st_mtime_ns
 
-    def _push(self, path: str, descriptor: int) -> None:
+    def _push(self, path: str, real: str, descriptor: int) -> None:
         self._paths.append(path)
-        self._size += len(path)
+        self._real.append(real)
+        self._size += max(len(path), len(real))
         self._descriptors.append(descriptor)
         if len(self._descriptors) > _HELD and (far := self._descriptors[-_HELD]) >= 0:
             os.close(far)
             self._descriptors[-_HELD] = -1
 
     def _pop(self) -> None:
-        self._size -= len(self._paths.pop())
+        self._size -= max(len(self._paths.pop()), len(self._real.pop()))
         if (descriptor := self._descriptors.pop()) >= 0:
             os.close(descriptor)
