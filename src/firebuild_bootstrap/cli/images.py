@@ -438,17 +438,18 @@ def prune(
             "--all would remove every image of the store",
             hint="say which with --filter until=72h or --keep 3, try it with --dry-run, or insist: --force",
         )
+    plain = not (everything or filters or keep)
     with listing("not all could be looked at") as leave_out:
-        if everything or filters or keep:
-            unwanted = _unwanted(home, everything, filters, keep or 0, leave_out)
-        else:
+        if plain:
             unwanted = [tag for tag in home.images.names() if tag.is_untagged]  # also damaged ones
+        else:
+            unwanted = _unwanted(home, everything, filters, keep or 0, leave_out)
         for tag in unwanted:
             if not dry_run:
                 with suppress(InputError):  # somebody was faster
                     home.images.remove(tag)
             click.echo(f"{verb} {tag}")
-        if not (everything or filters or keep):
+        if plain:
             home.images.list(leave_out)
         for directory in _entries(home.root / "failed") if failed else ():
             if not dry_run:
