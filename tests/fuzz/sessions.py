@@ -97,7 +97,7 @@ class _Layers:
 # --- a hostile guest ------------------------------------------------------------------------------
 
 
-_SILENCE: Final = 2.0
+_SILENCE: Final = 0.2  # seconds; longer than a loaded machine takes for an answer, most times
 
 
 def hostile_guest(data: bytes) -> None:
