@@ -531,6 +531,25 @@ def test_the_status_of_an_answer_says_what_to_do(
     assert remedy in (error.hint or "")
 
 
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (b"rate limited by the proxy\n\nask \x1b[1mops\n", ": rate limited by the proxy ask \\x1b[1mops"),
+        (b"x" * 1000, f": {'x' * 300}… (1000 characters in all)"),
+        (b"<html><h1>no</h1></html>", ""),
+        (b'{"errors": [', ""),
+        (b"\x1f\x8b\x08\0", ""),
+        (b"a\0b", ""),
+    ],
+)
+def test_what_a_proxy_says_in_plain_text_is_shown_in_one_line(
+    small: Small, client: Client, body: bytes, shown: str
+) -> None:
+    small.behaviours.append(always("/manifests/", lambda handler: handler.answer(403, body)))
+    error = failure(client.registries(small.host), client, f"{small.host}/web:1")
+    assert error.message.endswith(f"it answered 403 Forbidden{shown}")
+
+
 def test_an_image_that_is_not_whole_and_a_page_in_its_place_say_what_to_do(
     small: Small, client: Client
 ) -> None:

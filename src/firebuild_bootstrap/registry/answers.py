@@ -63,11 +63,14 @@ def read_challenges(headers: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def error_words(body: bytes) -> str:
-    """Return what is in the body of an error (distribution-spec, "Error Codes"), in one harmless line."""
+    """Return what is in the body of an error (distribution-spec, "Error Codes"), in one harmless line.
+
+    Proxies, and servers of files, answer with a line of plain text; a page of HTML is passed over.
+    """
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
-        return ""
+        return _plain_words(body)
     if not isinstance(document, dict):
         return ""
     errors = document.get("errors")
@@ -77,6 +80,14 @@ def error_words(body: bytes) -> str:
             parts = (error.get(name) for name in ("code", "message", "details", "error", "error_description"))
             texts.append(": ".join(part for part in parts if isinstance(part, str) and part))
     return one_line("; ".join(filter(None, texts)), 300)
+
+
+def _plain_words(body: bytes) -> str:
+    try:
+        text = body.decode().strip()
+    except UnicodeDecodeError:
+        return ""
+    return "" if text.startswith(("<", "{", "[")) or "\0" in text else one_line(text, 300)
 
 
 def origin_of(url: str) -> tuple[str, str | None, int | None]:
