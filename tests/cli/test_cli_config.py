@@ -36,6 +36,18 @@ def test_an_empty_variable_names_no_file(cli: Cli) -> None:
     assert cli("config", "check").out.startswith("defaults and environment")
 
 
+def test_a_file_that_looks_as_if_it_were_meant_is_warned_of(cli: Cli, config: Path) -> None:
+    unread = cli("images", "list")
+    remedy = "use --config firebuild.yaml, or set FIREBUILD_CONFIG=firebuild.yaml"
+    assert unread.err == f"warning: firebuild.yaml in this directory is not read ({remedy})\n"
+    assert not cli("images", "list", "--config", config).err
+    other = config.rename("firebuild.yml")
+    assert "--config firebuild.yml" in cli("config", "check").err
+    for value in (other, ""):
+        cli.setenv("FIREBUILD_CONFIG", value)
+        assert not cli("config", "check").err
+
+
 def test_the_option_beats_the_variable_and_the_environment_beats_the_file(cli: Cli, config: Path) -> None:
     cli.setenv("FIREBUILD_CONFIG", "/none.yaml")
     cli.setenv("FIREBUILD_BOOTSTRAP__BUILD_TIMEOUT", "7m")

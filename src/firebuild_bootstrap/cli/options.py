@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MACHINES = ("local", "qemu", "firecracker", "external")
 """The drivers, as `machine.settings` has them: its import would make a help text wait."""
 
+_USUAL_NAMES = ("firebuild.yaml", "firebuild.yml")
+
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
@@ -59,8 +61,21 @@ def config_option(function: FunctionT) -> FunctionT:
         type=FilePath(path_type=Path, dir_okay=False),
         envvar="FIREBUILD_CONFIG",
         show_envvar=True,
+        callback=_notice_unread,
         help="Configuration file (YAML); without it, none is read.",
     )(function)
+
+
+def _notice_unread(context: click.Context, _: click.Parameter, file: Path | None) -> Path | None:
+    """Warn of a file that looks as if it were meant: whoever has one may believe that its CA is used.
+
+    An empty FIREBUILD_CONFIG says that none is meant.
+    """
+    if file is None and "FIREBUILD_CONFIG" not in os.environ and not context.resilient_parsing:
+        for name in filter(os.path.isfile, _USUAL_NAMES):
+            remedy = f"use --config {name}, or set FIREBUILD_CONFIG={name}"
+            click.echo(f"warning: {name} in this directory is not read ({remedy})", err=True)
+    return file
 
 
 def chosen(provider: str | None, machine: str | None = None) -> dict[str, Any]:
